@@ -1,0 +1,1 @@
+"""Encoders: from grey slices or volumes to features. `catalogue` lists them, `load_encoder` builds one."""

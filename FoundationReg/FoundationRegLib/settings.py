@@ -1,0 +1,163 @@
+"""What a user can choose. One frozen dataclass; presets are JSON files of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+PRESETS_FOLDER = Path(__file__).parent.parent / "Resources" / "Presets"
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every choice of one registration. Lengths are millimetres.
+
+    Preparation
+        fixed_intensity, moving_intensity: how grey values are scaled to 0..1: ``mr`` (robust percentiles), ``ct``
+            (Hounsfield window) or ``auto``.
+        fixed_window, moving_window: explicit (low, high) grey values instead; None means by ``*_intensity``.
+        body_mask: find the foreground of both images and keep empty space out of the features and the similarity.
+    Initial alignment
+        start: ``none``, centres of ``geometry``, centres of ``mass``, ``features`` (semantic correspondences of the
+            encoder) or ``auto``. A given initial transform replaces it.
+        rigid, affine: linear stages that follow.
+    Features
+        encoders: pairs of encoder id and weight. Weights are relative.
+        planes: the slice directions that 2-D encoders see.
+        slice_gap_mm: distance between encoded slices.
+        encoder_pixels: longer side of the encoder's input in pixels; 0 means the encoder's own.
+        pca_components: channels kept of each foundation encoder by the shared PCA.
+    Search
+        search_spacing_mm: distance between the nodes of the discrete search. search_range_mm: its largest displacement.
+    Refinement
+        finest_spacing_mm: voxel size of the last refinement level; 0 means by the images.
+        smoothness: weight of the regulariser relative to the preset's own, 1 is neutral.
+        iterations: Adam steps of each level at most.
+        diffeomorphic: optimise a stationary velocity field, which cannot fold.
+    Running
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. memory_gb: device memory to stay within; 0 is automatic.
+        threads: CPU threads; 0 is automatic. seed: for the few places that draw random numbers.
+    """
+
+    preset: str = "default"
+    fixed_intensity: Literal["auto", "mr", "ct"] = "auto"
+    moving_intensity: Literal["auto", "mr", "ct"] = "auto"
+    fixed_window: tuple[float, float] | None = None
+    moving_window: tuple[float, float] | None = None
+    body_mask: bool = True
+    start: Literal["auto", "none", "geometry", "mass", "features"] = "auto"
+    rigid: bool = True
+    affine: bool = True
+    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 1.0), ("mind", 1.0))
+    planes: tuple[Plane, ...] = ("axial",)
+    slice_gap_mm: float = 10.0
+    encoder_pixels: int = 0
+    pca_components: int = 12
+    search_spacing_mm: float = 6.0
+    search_range_mm: float = 30.0
+    finest_spacing_mm: float = 0.0
+    smoothness: float = 1.0
+    iterations: int = 80
+    diffeomorphic: bool = False
+    device: str = "auto"
+    memory_gb: float = 0.0
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("slice_gap_mm", "search_spacing_mm", "smoothness"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"The setting {name} must be greater than zero, not {getattr(self, name)}.")
+        for name in ("search_range_mm", "finest_spacing_mm", "iterations", "encoder_pixels", "memory_gb", "threads"):
+            if getattr(self, name) < 0:
+                raise InputError(f"The setting {name} must not be negative, not {getattr(self, name)}.")
+        if not self.encoders or any(weight <= 0 for _, weight in self.encoders):
+            raise InputError("The setting encoders needs at least one encoder, each with a weight above zero.")
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+            if choices and getattr(self, field.name) not in choices:
+                raise InputError(
+                    f"The setting {field.name} must be one of {', '.join(choices)}, not {getattr(self, field.name)!r}."
+                )
+
+    @classmethod
+    def from_preset(cls, name: str = "default", **changes: Any) -> Settings:
+        """The preset ``name`` with ``changes`` by field name. Raises `InputError` for an unknown preset or field."""
+        return cls.from_dict({**read_preset(name)["settings"], **changes, "preset": name})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """From what `to_dict` made; values may also be texts, as typed after ``--set``."""
+        hints = get_type_hints(cls)
+        for key in values:
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f". There are: {', '.join(hints)}."
+                raise InputError(f"There is no setting {key!r}{hint}")
+        return cls(**{key: _parse(key, value, hints[key]) for key, value in values.items()})
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with ``changes`` by field name, checked like `from_dict`."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def preset_names() -> list[str]:
+    """Ids of the presets that ship, the default first."""
+    return sorted((p.stem for p in PRESETS_FOLDER.glob("*.json")), key=lambda n: (n != "default", n))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The preset file: ``title``, ``summary``, ``measured_on`` and ``settings``. ``name`` is an id or a file's path."""
+    path = Path(name) if name.endswith(".json") else PRESETS_FOLDER / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no preset {name!r}. There are: {', '.join(preset_names())}.") from None
+    except ValueError as error:
+        raise InputError(f"The preset file {path} is not valid JSON: {error}.") from None
+
+
+def _parse(key: str, value: Any, kind: Any) -> Any:
+    """``value``, possibly a text, as the field's type. Raises `InputError`."""
+    try:
+        if key == "encoders":
+            if isinstance(value, str):
+                value = [part.split("=") if "=" in part else (part, 1) for part in value.split(",")]
+            return tuple((str(name).strip(), float(weight)) for name, weight in value)
+        if key == "planes":
+            value = tuple(p.strip() for p in value.split(",")) if isinstance(value, str) else tuple(value)
+            if not value or not set(value) <= set(get_args(Plane)):
+                raise ValueError
+            return value
+        if key in ("fixed_window", "moving_window"):
+            if value in (None, "", "none"):
+                return None
+            low, high = (float(v) for v in (value.split(",") if isinstance(value, str) else value))
+            if not low < high:
+                raise ValueError
+            return low, high
+        if kind is bool:
+            if isinstance(value, bool):
+                return value
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[str(value).lower()]
+        if kind in (int, float):
+            number = kind(value)
+            if number != number or abs(number) == float("inf") or (kind is int and number != float(value)):
+                raise ValueError
+            return number
+        return str(value)
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"The setting {key} cannot be {value!r}.") from None

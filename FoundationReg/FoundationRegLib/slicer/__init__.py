@@ -1,0 +1,1 @@
+"""What touches MRML, VTK or Qt. Nothing below this folder's siblings may import it."""
