@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
+from .resources import resource_path
 
-PRESETS_FOLDER = Path(__file__).parent.parent / "Resources" / "Presets"
+PRESETS_FOLDER = resource_path("Presets")
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
