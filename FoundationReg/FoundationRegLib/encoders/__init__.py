@@ -1,1 +1,17 @@
-"""Encoders: from grey slices or volumes to features. `catalogue` lists them, `load_encoder` builds one."""
+"""Encoders: from grey slices or volumes to features. `catalogue` lists them, `load_encoder` builds one.
+
+Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from .catalogue import Entry, Weights, catalogue, entry
+
+__all__ = ["Entry", "Weights", "catalogue", "entry", "load_encoder"]
+
+
+def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress=None):
+    """A ready encoder: see `loading.load_encoder`."""
+    from .loading import load_encoder
+
+    return load_encoder(id, device, precision, progress)

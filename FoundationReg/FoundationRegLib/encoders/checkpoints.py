@@ -1,0 +1,70 @@
+"""Reading untrusted weight files, and putting them into a network without anything left over."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a PyTorch file, by name; no code in the file runs.
+
+    A dictionary that wraps the weights (``model``, ``state_dict``) is opened. Raises `WeightsError`.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"The file {path} holds more than weights (Python objects that would run as code) and was not opened."
+        ) from None
+    except Exception as error:
+        raise WeightsError(f"The file {path} cannot be read as weights: {first_line(error)}") from None
+    for wrapper in ("state_dict", "model", "teacher"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"The file {path} holds no table of weights.")
+    return dict(content)
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins with ``prefix``, named without it."""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy ``state`` into ``network``. Raises `WeightsError` that names every missing, surplus or misshapen key."""
+    own = network.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "surplus": [name for name in state if name not in own],
+        "of the wrong shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    found = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+    if found:
+        raise WeightsError(f"The file {path} does not fit this encoder. Keys {found}.")
+    network.load_state_dict(dict(state))
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

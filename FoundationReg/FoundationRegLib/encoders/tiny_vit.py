@@ -1,0 +1,223 @@
+"""TinyViT as an image encoder: MedSAM-Lite (256 pixels) and MobileSAM (1024 pixels).
+
+Read from the top: a stem of two convolutions, one stage of inverted residual blocks (MBConv), three stages of window
+attention, and a neck of two convolutions that makes 256 channels. Between the stages sits a strided convolution.
+Wu et al., TinyViT (ECCV 2022); Zhang et al., MobileSAM (2023); Ma et al., MedSAM (Nature Communications 2024).
+
+Names of the submodules are those of the published checkpoints, which are loaded strictly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTHS = (64, 128, 160, 320)
+DEPTHS = (2, 2, 6, 2)
+HEADS = (None, 4, 5, 10)
+WINDOWS = (None, 7, 14, 7)
+STAGE_STRIDES = (2, 2, 1)
+OUT_CHANNELS = 256
+
+
+class ConvNorm(nn.Module):
+    """Convolution and batch norm without a nonlinearity; `folded` makes one convolution of both."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1):
+        super().__init__()
+        self.c = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.c(x))
+
+    @torch.no_grad()
+    def folded(self) -> nn.Conv2d:
+        conv, norm = self.c, self.bn
+        scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+        fused = nn.Conv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups
+        )
+        fused.weight.copy_(conv.weight * scale[:, None, None, None])
+        fused.bias.copy_(norm.bias - norm.running_mean * scale)
+        return fused
+
+
+class Stem(nn.Module):
+    """The first two convolutions. MobileSAM's halve the size twice; MedSAM-Lite's keep it."""
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        kernel, step = (3, 2) if stride == 4 else (1, 1)
+        self.seq = nn.Sequential(
+            ConvNorm(3, width // 2, kernel, step), nn.GELU(), ConvNorm(width // 2, width, kernel, step)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.seq(x)
+
+
+class MBConv(nn.Module):
+    """Inverted residual block: widen four times, filter each channel, narrow, add."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = ConvNorm(width, 4 * width)
+        self.conv2 = ConvNorm(4 * width, 4 * width, 3, groups=4 * width)
+        self.conv3 = ConvNorm(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.conv1(x))
+        y = F.gelu(self.conv2(y))
+        return F.gelu(x + self.conv3(y))
+
+
+class Merge(nn.Module):
+    """From one stage's width to the next one's; halves the size when ``stride`` is 2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = ConvNorm(inputs, outputs)
+        self.conv2 = ConvNorm(outputs, outputs, 3, stride, groups=outputs)
+        self.conv3 = ConvNorm(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention among the tokens of one square window, with a learned bias per head and distance (|dy|, |dx|)."""
+
+    def __init__(self, width: int, heads: int, window: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+        y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        y, x = y.flatten(), x.flatten()
+        # The checkpoints number the distances in the order in which they first occur from token (0, 0): row by row.
+        distance = (y[:, None] - y).abs() * window + (x[:, None] - x).abs()
+        self.register_buffer("distance", distance, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(windows, tokens, width) to the same."""
+        windows, tokens, width = x.shape
+        # Each head's queries, keys and values lie together.
+        qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3, width // self.heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)
+        bias = self.attention_biases[:, self.distance].to(q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        return self.proj(y.transpose(1, 2).reshape(windows, tokens, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+class AttentionBlock(nn.Module):
+    """Window attention, a 3x3 filter of each channel, and a perceptron of each token."""
+
+    def __init__(self, width: int, heads: int, window: int):
+        super().__init__()
+        self.window = window
+        self.attn = WindowAttention(width, heads, window)
+        self.local_conv = ConvNorm(width, width, 3, groups=width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) to the same."""
+        x = x.permute(0, 2, 3, 1)
+        x = x + self._attend(x)
+        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x + self.mlp(x)
+        return x.permute(0, 3, 1, 2)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Attention in each window of ``x`` (B, H, W, width); the last windows are filled up with zeros, as in training."""
+        batch, height, width, channels = x.shape
+        size = self.window
+        rows, columns = -(-height // size), -(-width // size)
+        x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
+        x = x.view(batch, rows, size, columns, size, channels).transpose(2, 3)
+        x = self.attn(x.reshape(-1, size * size, channels))
+        x = x.view(batch, rows, columns, size, size, channels).transpose(2, 3)
+        return x.reshape(batch, rows * size, columns * size, channels)[:, :height, :width]
+
+
+class Stage(nn.Module):
+    """Blocks of one width, then the step to the next width."""
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of (B, C, H, W)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
+        return y.permute(0, 3, 1, 2)
+
+
+class TinyViT(nn.Module):
+    """(B, 3, H, W) to (B, 256, H / stride, W / stride), for any H and W that are multiples of ``stride``.
+
+    ``stem_stride`` is 1 in MedSAM-Lite (in all 4 pixels per token) and 4 in MobileSAM (16 pixels per token).
+    """
+
+    def __init__(self, stem_stride: int):
+        super().__init__()
+        self.stride = 4 * stem_stride
+        self.patch_embed = Stem(WIDTHS[0], stem_stride)
+        self.layers = nn.ModuleList(self._stage(n) for n in range(4))
+        self.neck = nn.Sequential(
+            nn.Conv2d(WIDTHS[-1], OUT_CHANNELS, 1, bias=False),
+            ChannelNorm(OUT_CHANNELS),
+            nn.Conv2d(OUT_CHANNELS, OUT_CHANNELS, 3, padding=1, bias=False),
+            ChannelNorm(OUT_CHANNELS),
+        )
+
+    @staticmethod
+    def _stage(n: int) -> Stage:
+        width = WIDTHS[n]
+        if n == 0:
+            blocks = [MBConv(width) for _ in range(DEPTHS[n])]
+        else:
+            blocks = [AttentionBlock(width, HEADS[n], WINDOWS[n]) for _ in range(DEPTHS[n])]
+        return Stage(blocks, Merge(width, WIDTHS[n + 1], STAGE_STRIDES[n]) if n < 3 else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.neck(x)
+
+    def fold(self) -> TinyViT:
+        """Replace every convolution with its batch norm by one convolution, in place. The output stays the same."""
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ConvNorm):
+                    setattr(parent, name, child.folded())
+        return self
