@@ -1,0 +1,97 @@
+"""A stand-in for `registration.register` that takes no time, for tests of what happens around it.
+
+``settings.seed`` chooses what it does, see ``ACTIONS``. Run as a program it is a worker with this register.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import SimpleITK as sitk
+from FoundationRegLib import worker
+from FoundationRegLib.errors import InputError
+from FoundationRegLib.grid import Grid
+from FoundationRegLib.progress import Preview
+from FoundationRegLib.registration import Registration
+
+QUICK, SLOW, BAD_INPUT, BUG, DIE, NOISE, CHILD, UNTIL_FINISH, NO_CHECKS = range(9)
+
+
+def shift_field(fixed: sitk.Image, shift) -> sitk.Image:
+    """A displacement field over ``fixed`` with the same LPS vector everywhere."""
+    array = np.broadcast_to(np.asarray(shift, float), (*fixed.GetSize()[::-1], 3)).copy()
+    field = sitk.GetImageFromArray(array, isVector=True)
+    field.CopyInformation(fixed)
+    return field
+
+
+def grid_of(image: sitk.Image) -> Grid:
+    direction = np.reshape(image.GetDirection(), (3, 3))[:, ::-1]
+    return Grid.from_axes(image.GetSize()[::-1], image.GetSpacing()[::-1], image.GetOrigin(), direction)
+
+
+def register(fixed, moving, settings=None, *, initial_transform=None, progress=None, cache=None, **others):
+    """Answer a shift of ``smoothness`` mm along LPS x, composed with the initial transform."""
+    action, shift = settings.seed, (settings.smoothness, 0.0, 0.0)
+    if action == BAD_INPUT:
+        raise InputError("The fixed image is empty.")
+    if action == BUG:
+        raise ZeroDivisionError("a bug")
+    if action == NOISE:
+        print("a library prints")
+        os.write(1, b'{"event": "result", "id": 1}\n')
+        subprocess.run([sys.executable, "-c", "print('a child prints')"], check=True)
+    if action == CHILD:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+        progress.update(0.5, f"child {child.pid}")
+    if action == NO_CHECKS:
+        progress.update(0.5, "busy")
+        time.sleep(60)
+    reused = cache is not None and "features" in cache._entries
+    features = cache.get("features", lambda: "made once") if cache is not None else None
+    grid = grid_of(fixed).with_spacing(8.0)
+    for step in range({QUICK: 3, NOISE: 3}.get(action, 600)):
+        with progress.stage(("align", "encode", "refine")[step % 3], 0.3 if step < 3 else 0.0):
+            progress.update(0.5)
+            if progress.wants_previews:
+                field = np.broadcast_to(np.float32(shift), (*grid.shape, 3)).copy()
+                progress.preview(Preview("refine", grid, field))
+            if progress.finish_early():
+                break
+            if action == DIE:
+                print("the last words", file=sys.stderr, flush=True)
+                os._exit(7)
+            time.sleep(0.02)
+    field = shift_field(fixed, shift)
+    if initial_transform is not None:
+        chain = sitk.CompositeTransform([initial_transform, sitk.DisplacementFieldTransform(field)])
+        field = sitk.TransformToDisplacementField(
+            chain, sitk.sitkVectorFloat64, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(), fixed.GetDirection()
+        )
+    transform = sitk.DisplacementFieldTransform(sitk.Image(field))
+    labels = others.get("moving_labels")
+    rgb = {
+        side: np.random.default_rng(0).integers(0, 255, (*grid.shape, 3), dtype=np.uint8)
+        for side in ("fixed", "moving")
+    }
+    return Registration(
+        fixed,
+        moving,
+        transform,
+        sitk.TranslationTransform(3),
+        sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0),
+        {"before": {"nmi": 1.05}, "after": {"nmi": 1.25, "folded_percent": 0.0}},
+        {"settings": settings.to_dict(), "reused": reused, "initial": initial_transform is not None,
+         "given": sorted(others), "features": features},
+        "No voxel is folded; points move by 3 mm on average.",
+        loss={"4 mm": [3.0, 2.0, 1.5], "2 mm": [1.4, 1.3]},
+        features={"mind": rgb},
+        feature_grid=grid,
+        warped_labels=None if labels is None else sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(worker.main(register=register))
