@@ -64,7 +64,7 @@ def foreground_mask(array: np.ndarray, kind: Kind, spacing=(1.0, 1.0, 1.0)) -> n
     Works at about 3 mm. Gives all True when no body stands out (under 2 % or over 98 % of the voxels).
     """
     spacing = np.asarray(spacing, float)
-    steps = np.maximum(1, np.floor(_MASK_SPACING_MM / spacing + 1e-6)).astype(int)
+    steps = np.maximum(1, np.round(_MASK_SPACING_MM / spacing)).astype(int)
     coarse = _block_mean(np.asarray(array, np.float32), steps)
     found = _solid(_bright(coarse, kind), spacing * steps)
     for axis, step in enumerate(steps):
