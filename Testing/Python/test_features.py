@@ -1,0 +1,336 @@
+"""Features stand where the anatomy is, on every plane and grid, and the shared basis is numpy's."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from FoundationRegLib.encoders.base import SliceEncoder, VolumeEncoder
+from FoundationRegLib.errors import Cancelled, InputError, OutOfMemory
+from FoundationRegLib.features import (
+    SharedPCA,
+    cache_key,
+    encode,
+    foreground_box,
+    place,
+    plane_axes,
+    token_weights,
+)
+from FoundationRegLib.grid import Grid
+from FoundationRegLib.progress import Progress
+
+
+class Pooling:
+    """A stand-in encoder whose token is the mean of its patch and the mean's square: its place can be read off."""
+
+    id, channels, stride, multiple, pixels, weights_sha256 = "pooling", 2, 4, 8, 64, "0"
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, slices):
+        self.batches.append(slices.shape)
+        mean = torch.nn.functional.avg_pool2d(slices, 4)
+        return torch.cat([mean, mean**2], 1)
+
+
+class VolumePooling:
+    id, channels, stride, multiple, weights_sha256 = "volume-pooling", 1, 2, 4, "0"
+
+    def __call__(self, volume):
+        return torch.nn.functional.avg_pool3d(volume, 2)
+
+
+def rotation(angle):
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+AXES = np.eye(3)[:, ::-1]  # array axes z, y, x point to S, P, L
+GRIDS = {
+    "plain": Grid.from_axes((20, 30, 26), (3.0, 1.5, 2.0), (-20, 10, 5), AXES),
+    "flipped": Grid.from_axes((20, 30, 26), (3.0, 1.5, 2.0), (30, 50, 60), AXES * [-1, 1, -1]),
+    "permuted": Grid.from_axes((26, 20, 30), (2.0, 3.0, 1.5), (-20, 10, 5), np.eye(3)[:, [0, 2, 1]]),
+    "oblique": Grid.from_axes((20, 30, 26), (3.0, 1.5, 2.0), (-20, 10, 5), rotation(0.3) @ AXES),
+}
+
+
+def ramp(grid, axis):
+    """An image in 0..1 that rises linearly along one patient axis, and the function behind it."""
+    points = grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+    low, high = points[..., axis].min(), points[..., axis].max()
+    return ((points[..., axis] - low) / (high - low)).astype(np.float32)
+
+
+def inner(array, margin=0.2):
+    """Without the border, where half of a patch lies outside the image."""
+    cut = [slice(int(np.ceil(n * margin)), n - int(np.ceil(n * margin))) for n in array.shape[-3:]]
+    return array[(..., *cut)]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_every_token_stands_at_the_centre_of_its_patch(name, plane):
+    grid = GRIDS[name]
+    for axis in range(3):
+        image = ramp(grid, axis)
+        raster = encode(image, grid, Pooling(), plane, slice_gap_mm=7, mask=np.ones(grid.shape, bool))
+        placed = place(raster, grid)[0].numpy()
+        assert np.abs(inner(placed) - inner(image)).max() < 2e-3
+
+
+def test_features_are_placed_on_another_lattice_at_the_right_points():
+    grid = GRIDS["oblique"]
+    image = ramp(grid, 0)
+    raster = encode(image, grid, Pooling(), slice_gap_mm=7, mask=np.ones(grid.shape, bool))
+    other = grid.with_spacing((4.0, 2.5, 3.1)).padded((-1, -2, -2), (-1, -2, -2))
+    placed = place(raster, other)[0].numpy()
+    points = grid.indices(other.points(np.stack(np.meshgrid(*map(np.arange, other.shape), indexing="ij"), -1)))
+    step = image[0, 0, 1] - image[0, 0, 0], image[0, 1, 0] - image[0, 0, 0], image[1, 0, 0] - image[0, 0, 0]
+    expected = image[0, 0, 0] + points @ np.array(step[::-1])
+    assert np.abs(inner(placed) - inner(expected)).max() < 2e-3
+    with pytest.raises(InputError, match="parallel"):
+        place(raster, GRIDS["plain"])
+
+
+@pytest.mark.parametrize("name", ["flipped", "permuted"])
+def test_pictures_show_the_patient_the_same_way_up_however_the_array_is_stored(name):
+    class Recorder(Pooling):
+        def __call__(self, slices):
+            self.seen = slices
+            return super().__call__(slices)
+
+    stored = GRIDS[name]
+    rng = np.random.default_rng(0)
+    image = rng.random(stored.shape, dtype=np.float32)
+    order, _ = plane_axes(stored, "axial")
+    flips = [order[n] for n in range(3) if stored.direction[(2, 1, 0)[n], order[n]] < 0]
+    standard = np.ascontiguousarray(np.flip(image, flips).transpose(order))
+    corner = np.array([stored.shape[a] - 1 if a in flips else 0 for a in range(3)])
+    plain = Grid.from_axes(standard.shape, stored.spacing[list(order)], stored.points(corner), AXES)
+    for plane in ("axial", "coronal", "sagittal"):
+        recorders = Recorder(), Recorder()
+        for recorder, array, grid in zip(recorders, (image, standard), (stored, plain), strict=True):
+            encode(array, grid, recorder, plane, slice_gap_mm=1000, mask=np.ones(grid.shape, bool))
+        first, second = (r.seen for r in recorders)
+        same = torch.allclose(first, second, atol=1e-5) or torch.allclose(first.flip(0), second, atol=1e-5)
+        assert same, plane
+
+
+def test_coronal_pictures_have_the_head_on_top():
+    grid = GRIDS["plain"]
+    seen = []
+
+    class Recorder(Pooling):
+        def __call__(self, slices):
+            seen.append(slices)
+            return super().__call__(slices)
+
+    encode(ramp(grid, 2), grid, Recorder(), "coronal", slice_gap_mm=1000)
+    middle = seen[0][0, 0].mean(1)
+    assert middle[20] > middle[40]
+
+
+def test_slices_reach_from_the_first_to_the_last_one_with_foreground():
+    grid = GRIDS["plain"]
+    mask = np.zeros(grid.shape, bool)
+    mask[4:18] = True
+    raster = encode(ramp(grid, 0), grid, Pooling(), slice_gap_mm=7.0, mask=mask)
+    slices = raster.positions[0]
+    assert slices[0] == 4 and slices[-1] == 17
+    assert np.diff(slices).max() * 3.0 <= 9.0 and len(slices) == 7
+
+
+def test_a_single_slice_is_enough():
+    grid = Grid.from_axes((1, 30, 26), (3.0, 1.5, 2.0), (0, 0, 0), AXES)
+    raster = encode(ramp(grid, 0), grid, Pooling())
+    assert place(raster, grid).shape == (2, 1, 30, 26)
+    assert np.abs(inner(place(raster, grid)[0].numpy(), 0.0)[0, 6:-6, 6:-6] - ramp(grid, 0)[0, 6:-6, 6:-6]).max() < 2e-3
+
+
+def test_pixels_are_square_and_the_longer_side_has_the_wanted_number():
+    grid = GRIDS["plain"]  # rows 45 mm, columns 52 mm
+    encoder = Pooling()
+    encode(ramp(grid, 0), grid, encoder, pixels=128)
+    assert encoder.batches[0][2:] == (112, 128)
+
+
+def test_the_box_uses_all_pixels_for_the_anatomy():
+    grid = GRIDS["plain"]
+    mask = np.zeros(grid.shape, bool)
+    mask[5:9, 10:20, 8:18] = True
+    box = foreground_box([mask], grid, margin_mm=2.0)
+    assert box == (slice(4, 10), slice(8, 22), slice(7, 19))
+    image = ramp(grid, 1)
+    raster = encode(image, grid, Pooling(), mask=mask, box=box, slice_gap_mm=3)
+    assert len(raster.positions[2]) == 16 and raster.positions[2][0] > 6.5 and raster.positions[2][-1] < 18.5
+    placed = place(raster, grid)[0].numpy()
+    assert np.abs(placed - image)[mask].max() < 2e-3
+
+
+def test_shifted_copies_make_a_finer_raster_at_the_right_places():
+    grid = GRIDS["flipped"]
+    image = ramp(grid, 0) * 0.7 + ramp(grid, 1) * 0.3
+    coarse = encode(image, grid, Pooling(), "coronal")
+    fine = encode(image, grid, Pooling(), "coronal", shifts=2)
+    assert fine.values.shape[0] == 2 * coarse.values.shape[0] and fine.values.shape[2] == 2 * coarse.values.shape[2]
+    assert np.abs(inner(place(fine, grid)[0].numpy()) - inner(image)).max() < 2e-3
+
+
+def test_what_an_empty_slice_gives_can_be_taken_away():
+    class Biased(Pooling):
+        def __call__(self, slices):
+            made = super().__call__(slices)
+            return made + torch.arange(made.shape[-1])
+
+    grid = GRIDS["plain"]
+    image = ramp(grid, 0)
+    clean = encode(image, grid, Pooling())
+    biased = encode(image, grid, Biased(), subtract_empty=True)
+    assert torch.allclose(clean.values.float(), biased.values.float(), atol=2e-3)
+
+
+def test_cosine_brings_every_token_to_unit_length():
+    grid = GRIDS["plain"]
+    values = encode(ramp(grid, 0) + 0.1, grid, Pooling(), cosine=True).values.float()
+    lengths = values.norm(dim=-1)
+    assert torch.allclose(lengths[lengths > 0], torch.ones(()), atol=1e-3)
+
+
+def test_volume_encoders_see_the_whole_volume_and_keep_their_places():
+    grid = Grid.from_axes((19, 30, 26), (3.0, 1.5, 2.0), (0, 0, 0), AXES)
+    assert isinstance(VolumePooling(), VolumeEncoder) and not isinstance(VolumePooling(), SliceEncoder)
+    for axis in range(3):
+        raster = encode(ramp(grid, axis), grid, VolumePooling())
+        assert np.abs(inner(place(raster, grid)[0].numpy()) - inner(ramp(grid, axis))).max() < 2e-3
+
+
+@pytest.fixture
+def two_rasters():
+    """Two images' rasters with anisotropic random tokens, and their masks."""
+    rng = np.random.default_rng(3)
+    grid = GRIDS["plain"]
+    mixing = torch.from_numpy(rng.normal(size=(12, 12)) * np.linspace(3, 0.1, 12)).float()
+    rasters, masks = [], []
+    for seed in range(2):
+        raster = encode(ramp(grid, 0), grid, Pooling(), slice_gap_mm=9)
+        shape = (*raster.values.shape[:3], 12)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        rasters.append(type(raster)((noise @ mixing + 5 * seed + 100).half(), raster.positions, grid))
+        mask = np.zeros(grid.shape, bool)
+        mask[:, 5:25, 3 + seed : 20] = True
+        masks.append(mask)
+    return rasters, masks
+
+
+def test_the_shared_basis_is_that_of_numpys_svd(two_rasters):
+    rasters, _ = two_rasters
+    rows = np.concatenate([r.values.double().numpy().reshape(-1, 12) for r in rasters])
+    mean = rows.mean(0)
+    _, singular, directions = np.linalg.svd(rows - mean, full_matrices=False)
+    pca = SharedPCA.fit(rasters, 4)
+    assert np.allclose(pca.mean.numpy(), mean, atol=1e-3)
+    assert np.allclose(pca.explained, (singular**2 / (singular**2).sum())[:4], rtol=1e-4)
+    mine = pca.basis.double().numpy()
+    cosine = np.abs((mine / np.linalg.norm(mine, axis=0) * directions[:4].T).sum(0))
+    assert np.allclose(cosine, 1, atol=1e-6)
+    expected = (rows - mean) @ directions[:4].T
+    expected *= np.sign(directions[:4].T[np.abs(directions[:4]).argmax(1), range(4)])
+    expected /= np.sqrt((expected**2).mean())
+    projected = np.concatenate([pca.project(r).values.numpy().reshape(-1, 4) for r in rasters])
+    assert np.allclose(projected, expected, atol=2e-3)
+
+
+def test_projected_features_are_centred_and_have_unit_mean_square_inside_the_masks(two_rasters):
+    rasters, masks = two_rasters
+    pca = SharedPCA.fit(rasters, 5, masks)
+    total, square, weight = 0, 0, 0
+    for raster, mask in zip(rasters, masks, strict=True):
+        w = token_weights(mask, raster)[..., None].double()
+        values = pca.project(raster).values.double()
+        total, square, weight = total + (w * values).sum((0, 1, 2)), square + (w * values**2).sum(), weight + w.sum()
+    assert (total / weight).abs().max() < 1e-3
+    assert abs(square / weight / 5 - 1) < 1e-3
+
+
+def test_whitening_gives_every_component_the_same_strength(two_rasters):
+    rasters, _ = two_rasters
+    pca = SharedPCA.fit(rasters, 6, whiten=1.0)
+    values = torch.cat([pca.project(r).values.flatten(0, 2) for r in rasters])
+    assert torch.allclose(values.std(0), torch.ones(6), atol=1e-2)
+
+
+def test_fitting_twice_gives_the_same_bits(two_rasters):
+    rasters, masks = two_rasters
+    first, second = (SharedPCA.fit(rasters, 4, masks) for _ in range(2))
+    assert torch.equal(first.basis, second.basis) and torch.equal(first.mean, second.mean)
+
+
+def test_masks_that_hold_no_token_are_refused(two_rasters):
+    rasters, masks = two_rasters
+    with pytest.raises(InputError, match="foreground"):
+        SharedPCA.fit(rasters, 4, [np.zeros_like(m) for m in masks])
+
+
+def test_a_full_memory_halves_the_batch_and_a_hopeless_one_says_what_to_do():
+    class Small(Pooling):
+        limit = 2
+
+        def __call__(self, slices):
+            if len(slices) > self.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(slices)
+
+    grid = GRIDS["plain"]
+    encoder = Small()
+    raster = encode(ramp(grid, 0), grid, encoder, slice_gap_mm=3)
+    expected = encode(ramp(grid, 0), grid, Pooling(), slice_gap_mm=3)
+    assert torch.equal(raster.values, expected.values) and max(b[0] for b in encoder.batches) == 2
+    encoder.limit = 0
+    with pytest.raises(OutOfMemory, match="fewer encoder pixels"):
+        encode(ramp(grid, 0), grid, encoder)
+
+
+def test_other_errors_of_the_encoder_are_not_swallowed():
+    class Broken(Pooling):
+        def __call__(self, slices):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        encode(ramp(GRIDS["plain"], 0), GRIDS["plain"], Broken())
+
+
+def test_the_user_can_stop_between_batches():
+    encoder = Pooling()
+    progress = Progress(should_cancel=lambda: len(encoder.batches) >= 2)
+    with pytest.raises(Cancelled):
+        encode(ramp(GRIDS["plain"], 0), GRIDS["plain"], encoder, slice_gap_mm=3, progress=progress)
+    assert len(encoder.batches) == 2
+
+
+def test_the_cache_key_changes_with_everything_that_matters_and_nothing_else():
+    grid, image, encoder = GRIDS["plain"], ramp(GRIDS["plain"], 0), Pooling()
+    other_weights = Pooling()
+    other_weights.weights_sha256 = "1"
+    moved = grid.padded(1, -1)
+    changed = image.copy()
+    changed[3, 4, 5] += 1e-6
+    box = foreground_box([image > 0.5], grid)
+    keys = [
+        cache_key(image, grid, encoder, plane="axial", box=box),
+        cache_key(changed, grid, encoder, plane="axial", box=box),
+        cache_key(image, moved, encoder, plane="axial", box=box),
+        cache_key(image, grid, other_weights, plane="axial", box=box),
+        cache_key(image, grid, encoder, plane="coronal", box=box),
+        cache_key(image, grid, encoder, plane="axial", box=None),
+    ]
+    assert all(a != b for a, b in itertools.combinations(keys, 2))
+    assert keys[0] == cache_key(image.copy(), grid, Pooling(), box=box, plane="axial")
+
+
+def test_an_unknown_plane_or_a_wrong_shape_is_said_plainly():
+    grid = GRIDS["plain"]
+    with pytest.raises(InputError, match="axial, coronal, sagittal"):
+        encode(ramp(grid, 0), grid, Pooling(), "oblique")
+    with pytest.raises(InputError, match="voxels"):
+        encode(ramp(grid, 0)[1:], grid, Pooling())
