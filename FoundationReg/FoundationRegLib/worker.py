@@ -206,15 +206,10 @@ def load_image(value):
     """A SimpleITK image from ``{"array": FILE.npy, "affine": 4x4}``; anything else (a path) is passed on."""
     if not isinstance(value, dict):
         return value
-    import SimpleITK as sitk
+    from .image import image_from_array
 
     array = np.load(value["array"], allow_pickle=False)
-    grid = Grid(array.shape[:3], value["affine"])
-    image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
-    image.SetSpacing(grid.spacing[::-1].tolist())
-    image.SetOrigin(grid.origin.tolist())
-    image.SetDirection(grid.direction[:, ::-1].ravel().tolist())
-    return image
+    return image_from_array(array, Grid(array.shape[:3], value["affine"]))
 
 
 def load_transform(value):
@@ -223,12 +218,10 @@ def load_transform(value):
         return value
     import SimpleITK as sitk
 
+    from .image import affine_transform
+
     if "matrix" in value:
-        matrix = np.asarray(value["matrix"], float)
-        transform = sitk.AffineTransform(3)
-        transform.SetMatrix(matrix[:3, :3].ravel().tolist())
-        transform.SetTranslation(matrix[:3, 3].tolist())
-        return transform
+        return affine_transform(value["matrix"])
     return sitk.DisplacementFieldTransform(sitk.Cast(load_image(value), sitk.sitkVectorFloat64))
 
 
@@ -245,14 +238,10 @@ def save_image(path: Path, image) -> dict:
     """Write a SimpleITK image as `save_array` does."""
     import SimpleITK as sitk
 
-    grid = Grid.from_axes(
-        image.GetSize()[::-1],
-        image.GetSpacing()[::-1],
-        image.GetOrigin(),
-        np.reshape(image.GetDirection(), (3, 3))[:, ::-1],
-    )
+    from .image import grid_of
+
     array = sitk.GetArrayViewFromImage(image)
-    return save_array(path, array.astype(np.float32) if array.dtype == np.float64 else array, grid)
+    return save_array(path, array.astype(np.float32) if array.dtype == np.float64 else array, grid_of(image))
 
 
 def save_result(result, folder: Path) -> dict:

@@ -94,7 +94,7 @@ def test_transforms_cross_the_border(tmp_path):
     field = np.zeros((*grid.shape, 3), np.float32)
     field[...] = (1, -2, 3)
     transform = worker.load_transform(worker.save_array(tmp_path / "field.npy", field, grid))
-    np.testing.assert_allclose(transform.TransformPoint(inside), inside + (1, -2, 3), atol=1e-5)
+    np.testing.assert_allclose(transform.TransformPoint(inside), inside + np.array([1, -2, 3]), atol=1e-5)
 
 
 def test_register_answers_progress_previews_and_a_result(process):
@@ -103,7 +103,7 @@ def test_register_answers_progress_previews_and_a_result(process):
     stages = {event["stage"] for event in events if event["event"] == "progress"}
     assert {"align", "encode", "refine"} <= stages
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
-    assert fractions == sorted(fractions) and 0 <= fractions[0] and fractions[-1] <= 1
+    assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] <= 1
     preview = next(event for event in events if event["event"] == "preview")
     assert np.load(preview["array"]).shape[-1] == 3
     result = events[-1]

@@ -1,0 +1,438 @@
+"""One registration of nodes: send the inputs to the worker, follow it, and put the result into the scene.
+
+Until the result is there the scene is left alone, save for the live preview, which is undone. No Qt is needed; someone
+calls `Channel.pump` regularly, usually a timer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+
+from .. import errors
+from ..errors import Cancelled, FoundationRegError, InputError
+from ..grid import Grid
+from . import nodes, results
+from .preview import LivePreview
+from .process import WorkerProcess
+
+RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
+
+
+class Channel:
+    """Hands the worker's answers to whoever asked."""
+
+    def __init__(self, process: WorkerProcess | None = None):
+        self.process = process or WorkerProcess()
+        self._handlers: dict[int, Callable[[dict], None]] = {}
+        self.job: RegistrationJob | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody waits for an answer, so that `pump` must be called."""
+        return bool(self._handlers)
+
+    def ask(self, handler: Callable[[dict], None], command: str, **values: Any) -> int:
+        """Send a request; ``handler`` gets its events, the last of which is ``result`` or ``error``."""
+        number = self.process.send(command, **values)
+        self._handlers[number] = handler
+        return number
+
+    def pump(self) -> None:
+        """Deliver what the worker said since the last call."""
+        for event in self.process.poll():
+            number = event.get("id")
+            if number is None:
+                for handler in list(self._handlers.values()):
+                    handler(event)
+                continue
+            final = event["event"] in ("result", "error")
+            handler = self._handlers.pop(number, None) if final else self._handlers.get(number)
+            if handler is not None:
+                handler(event)
+
+    def kill(self) -> None:
+        """End the worker with all that it started; what was asked stays unanswered."""
+        self._handlers.clear()
+        self.process.kill()
+
+    def close(self) -> None:
+        """End the worker, gently when it has nothing to do."""
+        if self.job is not None and self.job.running:
+            self.job.cancel()
+        self._handlers.clear()
+        self.process.close()
+
+
+@dataclass
+class RegistrationRequest:
+    """What to register, with what, and where the result goes. All but the volumes may be left out.
+
+    Without ``output_transform`` and ``output_volume`` a new transform node is made; ``create_transform`` and
+    ``create_volume`` make new nodes beside given ones. Nodes are made only once there is a result.
+    ``carry``: nodes of the moving side that follow it, as ``moving_labels`` and ``moving_points`` do.
+    """
+
+    fixed: Any
+    moving: Any
+    settings: dict = field(default_factory=dict)
+    output_transform: Any = None
+    output_volume: Any = None
+    create_transform: bool = False
+    create_volume: bool = False
+    apply_transform: bool = True
+    initial_transform: Any = None
+    fixed_mask: Any = None
+    moving_mask: Any = None
+    fixed_labels: Any = None
+    moving_labels: Any = None
+    fixed_points: Any = None
+    moving_points: Any = None
+    guide_with_labels: bool = False
+    guide_with_points: bool = False
+    carry: tuple = ()
+    jacobian: bool = False
+    features: bool = True
+    preview: bool = False
+
+    def check(self) -> None:
+        """Raise `InputError` with one sentence when this cannot be started."""
+        nodes.check_volume(self.fixed, "fixed volume")
+        nodes.check_volume(self.moving, "moving volume")
+        if self.fixed is self.moving:
+            raise InputError("The fixed and the moving volume are the same; choose two volumes.")
+        for role in ("labels", "points"):
+            pair = getattr(self, f"fixed_{role}"), getattr(self, f"moving_{role}")
+            if (pair[0] is None) != (pair[1] is None) and pair[0] is not None:
+                what = "segmentation" if role == "labels" else "landmarks"
+                raise InputError(f"Choose the {what} of the moving volume too, or none for the fixed one.")
+            if pair[0] is not None and pair[0] is pair[1]:
+                raise InputError(f"The {role} of the fixed and of the moving volume are the same node.")
+        if self.output_volume is not None and self.output_volume in (self.fixed, self.moving):
+            raise InputError("The output volume is one of the inputs; create a new volume for the result.")
+        if self.output_transform is not None:
+            results.check_output_transform(self.output_transform, self.fixed)
+
+    def inputs(self) -> list:
+        """The nodes that must stay in the scene until the end."""
+        chosen = [self.fixed, self.moving, self.output_transform, self.output_volume]
+        return [node for node in chosen if node is not None]
+
+    def initial_node(self):
+        """The transform node whose place for the moving volume the search starts from.
+
+        When the moving volume lies under the result of an earlier run into the same output, that result is no start:
+        the search begins where the earlier one did.
+        """
+        if self.initial_transform is not None:
+            return self.initial_transform
+        parent = self.moving.GetParentTransformNode()
+        if parent is not None and parent is self.output_transform:
+            return parent.GetNodeReference(results.INITIAL_ROLE)
+        return parent
+
+
+@dataclass
+class RegistrationResult:
+    """What a registration left in the scene. Nodes that were not asked for are None.
+
+    ``metrics``: ``{"before": {...}, "after": {...}}``. ``record``: settings, versions, seed, seconds per stage.
+    """
+
+    transformNode: Any = None
+    volumeNode: Any = None
+    jacobianNode: Any = None
+    tableNode: Any = None
+    chartNode: Any = None
+    featureNodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict] = field(default_factory=dict)
+    record: dict = field(default_factory=dict)
+    quality: str = ""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class RegistrationJob:
+    """A registration that runs. ``state`` is one of running, done, failed, cancelled; ``result`` or ``error`` follows.
+
+    ``on_event`` gets the worker's events as dictionaries and, last, ``{"event": "done" | "failed" | "cancelled"}``.
+    """
+
+    def __init__(self, channel: Channel, request: RegistrationRequest, on_event: Callable[[dict], None] | None = None):
+        if channel.job is not None and channel.job.running:
+            raise InputError("A registration is already running; wait for it or cancel it first.")
+        request.check()
+        self.request, self._channel, self._on_event = request, channel, on_event
+        self.state, self.result, self.error = RUNNING, None, None
+        self._names: dict[int, str] = {}
+        self._started = time.monotonic()
+        self._observed: list[tuple[Any, int]] = []
+        self._preview: LivePreview | None = None
+        self._folder: Path | None = None
+        self._number: int | None = None
+        try:
+            self._folder = channel.process.run_folder()
+            payload = self._write_inputs()
+            self._number = channel.ask(self._handle, "register", **payload)
+        except OSError as error:
+            self._remove_folder()
+            raise InputError(f"The volumes could not be handed to the registration process: {error}.") from error
+        except BaseException:
+            self._remove_folder()
+            raise
+        channel.job = self
+        scene = slicer.mrmlScene
+        self._observe(scene, scene.StartCloseEvent, lambda *_: self.cancel())
+        self._observe(scene, scene.NodeRemovedEvent, lambda *_: self._check_inputs())
+        if request.preview:
+            self._preview = LivePreview(request.fixed, request.moving)
+
+    @property
+    def running(self) -> bool:
+        return self.state == RUNNING
+
+    def cancel(self) -> None:
+        """End the worker and everything that it started; every node is as it was."""
+        if self.running:
+            self._channel.kill()
+            self._end(CANCELLED, Cancelled("The registration was cancelled; nothing was changed."))
+
+    def stop_softly(self) -> None:
+        """Ask the worker to give up but to keep its models and features; the job is cancelled when it answers."""
+        if self.running:
+            self._channel.process.send("cancel", target=self._number)
+
+    def finish(self) -> None:
+        """Accept the transform found so far: the worker ends the refinement and answers with it."""
+        if self.running:
+            self._channel.process.send("finish", target=self._number)
+
+    def wait(self, idle: Callable[[], None] | None = None) -> RegistrationResult:
+        """Block until the end, calling ``idle`` in between. Raises the error of a job that failed."""
+        while self.running:
+            self._channel.pump()
+            if idle is not None:
+                idle()
+            if self.running:
+                time.sleep(0.02)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def _write_inputs(self) -> dict:
+        request, folder = self.request, self._folder
+
+        def write(name: str, array: np.ndarray, grid: Grid) -> dict:
+            path = folder / f"{name}.npy"
+            np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+            return {"array": str(path), "affine": grid.affine.tolist()}
+
+        grids = {side: nodes.volume_grid(getattr(request, side)) for side in ("fixed", "moving")}
+        payload = {side: write(side, nodes.volume_array(getattr(request, side)), grid) for side, grid in grids.items()}
+        for side, grid in grids.items():
+            mask = getattr(request, f"{side}_mask")
+            if mask is not None:
+                array = nodes.mask_array(mask, getattr(request, side), f"{side} mask")
+                payload[f"{side}_mask"] = write(f"{side}_mask", array, grid)
+        if request.fixed_labels is not None:
+            pairs = [(request.fixed_labels, request.fixed), (request.moving_labels, request.moving)]
+            arrays, self._names = nodes.label_arrays(pairs)
+            for side, array in zip(grids, arrays, strict=True):
+                payload[f"{side}_labels"] = write(f"{side}_labels", array, grids[side])
+        if request.fixed_points is not None:
+            points = nodes.landmark_pair(request.fixed_points, request.fixed, request.moving_points, request.moving)
+            payload.update(fixed_points=points[0].tolist(), moving_points=points[1].tolist())
+        chain = nodes.chain_between(request.fixed.GetParentTransformNode(), request.initial_node())
+        initial = nodes.describe_initial(chain, grids["fixed"])
+        if initial is not None and "field" in initial:
+            payload["initial_transform"] = write("initial", initial["field"], initial["grid"])
+        elif initial is not None:
+            payload["initial_transform"] = {"matrix": initial["matrix"].tolist()}
+        return {
+            **payload,
+            "settings": request.settings,
+            "preview": request.preview,
+            "guide_with_labels": request.guide_with_labels,
+            "guide_with_points": request.guide_with_points,
+            "folder": str(folder),
+        }
+
+    def _observe(self, target, event, callback) -> None:
+        self._observed.append((target, target.AddObserver(event, callback)))
+
+    def _check_inputs(self) -> None:
+        if not self.running:
+            return
+        for node in self.request.inputs():
+            if node.GetScene() is None:
+                self._channel.kill()
+                name = node.GetName()
+                self._end(FAILED, InputError(f"{name!r} was removed from the scene, so the registration was stopped."))
+                return
+
+    def _handle(self, event: dict) -> None:
+        """Take one event of the worker."""
+        if not self.running:
+            return
+        kind = event["event"]
+        if kind == "preview":
+            self._show_preview(event)
+        elif kind == "error":
+            error = _as_exception(event)
+            self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))
+        elif kind == "result":
+            self._take_result(event)
+        else:
+            self._tell(event)
+
+    def _show_preview(self, event: dict) -> None:
+        path = Path(event["array"])
+        try:
+            displacement = np.load(path, allow_pickle=False)
+            path.unlink()
+        except (OSError, ValueError):
+            return
+        if self._preview is not None:
+            self._preview.show(displacement, Grid(displacement.shape[:3], event["affine"]))
+            self._tell({"event": "preview", "stage": event.get("stage", "")})
+
+    def set_preview(self, wanted: bool) -> None:
+        """Show or hide the live preview of a running job that was started with previews."""
+        if not self.running or not self.request.preview:
+            return
+        if wanted and self._preview is None:
+            self._preview = LivePreview(self.request.fixed, self.request.moving)
+        elif not wanted and self._preview is not None:
+            self._preview.restore()
+            self._preview = None
+
+    def _take_result(self, event: dict) -> None:
+        try:
+            arrays = {key: _load(event[key]) for key in ("transform", "warped") if event.get(key)}
+            features = {
+                encoder: {side: _load(value) for side, value in pair.items()}
+                for encoder, pair in event.get("features", {}).items()
+            }
+            self._drop_preview()
+            self.result = self._fill_scene(event, arrays, features)
+        except (OSError, ValueError, KeyError) as error:
+            self._end(FAILED, FoundationRegError(f"The result could not be read: {error}."))
+            return
+        self._end(DONE)
+
+    def _fill_scene(self, event: dict, arrays: dict, features: dict) -> RegistrationResult:
+        request, scene = self.request, slicer.mrmlScene
+        name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
+        transform, volume = request.output_transform, request.output_volume
+        if transform is None and (request.create_transform or (volume is None and not request.create_volume)):
+            transform = scene.AddNewNodeByClass("vtkMRMLTransformNode", scene.GenerateUniqueName(name))
+        if volume is None and request.create_volume:
+            volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
+        answer = RegistrationResult(transform, volume)
+        answer.metrics, answer.record = event.get("metrics") or {}, event.get("record") or {}
+        answer.quality, answer.warnings = event.get("quality", ""), list(event.get("warnings", []))
+        if transform is not None:
+            initial, before = request.initial_node(), request.moving.GetParentTransformNode()
+            results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
+            initial = None if initial is transform else initial
+            transform.SetNodeReferenceID(results.INITIAL_ROLE, initial.GetID() if initial else None)
+            if request.apply_transform:
+                answer.warnings += self._carry(transform, before)
+        if volume is not None:
+            results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving)
+        owner = transform if transform is not None else volume
+        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
+        owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
+        owner.SetNodeReferenceID(results.ROLE + "moving", request.moving.GetID())
+        if transform is not None and volume is not None:
+            transform.SetNodeReferenceID(results.ROLE + "warped", volume.GetID())
+        self._fill_extras(answer, owner, name, arrays, features, event.get("loss") or {})
+        answer.seconds = time.monotonic() - self._started
+        return answer
+
+    def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
+        request = self.request
+        rows = results.metric_rows(answer.metrics, self._names)
+        answer.tableNode = results.owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
+        titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
+        results.set_table(answer.tableNode, {"Metric": list(titles), "Before": list(before), "After": list(after)})
+        if any(loss.values()):
+            answer.chartNode = results.set_loss_chart(owner, loss, name)
+        if request.jacobian:
+            answer.jacobianNode = results.owned_node(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
+            displacement, grid = arrays["transform"]
+            determinant = results.jacobian_determinant(displacement, grid)
+            results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
+        if not request.features:
+            return
+        for encoder, pair in features.items():
+            answer.featureNodes[encoder] = {}
+            for side, (array, grid) in pair.items():
+                role = f"features.{encoder}.{side}"
+                title = f"{encoder} features of {getattr(request, side).GetName()}"
+                node = results.owned_node(owner, role, "vtkMRMLVectorVolumeNode", title)
+                results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
+                answer.featureNodes[encoder][side] = node
+
+    def _carry(self, transform, before) -> list[str]:
+        """Place the moving volume and what belongs to it under ``transform``; say what cannot follow."""
+        request, warnings = self.request, []
+        request.moving.SetAndObserveTransformNodeID(transform.GetID())
+        followers = [request.moving_labels, request.moving_points, request.moving_mask, *request.carry]
+        for node in dict.fromkeys(n for n in followers if n is not None and n.GetScene() is not None):
+            if node.GetParentTransformNode() in (before, transform):
+                node.SetAndObserveTransformNodeID(transform.GetID())
+            else:
+                warnings.append(
+                    f"{node.GetName()!r} does not lie under the same transform as the moving volume, so it stays where "
+                    "it is; put both under one transform and run again."
+                )
+        return warnings
+
+    def _drop_preview(self) -> None:
+        if self._preview is not None:
+            self._preview.restore()
+            self._preview = None
+
+    def _end(self, state: str, error: FoundationRegError | None = None, details: str = "") -> None:
+        self.state, self.error = state, error
+        for target, tag in self._observed:
+            target.RemoveObserver(tag)
+        self._observed = []
+        self._drop_preview()
+        self._remove_folder()
+        message = str(error) if error else self.result.quality
+        self._tell({"event": state, "message": message, "kind": type(error).__name__, "details": details})
+
+    def _remove_folder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tell(self, event: dict) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _load(value: dict) -> tuple[np.ndarray, Grid]:
+    array = np.load(value["array"], allow_pickle=False)
+    with contextlib.suppress(OSError):
+        Path(value["array"]).unlink()
+    return array, Grid(array.shape[:3], value["affine"])
+
+
+def _as_exception(event: dict) -> FoundationRegError:
+    kind = getattr(errors, str(event.get("kind")), FoundationRegError)
+    if not (isinstance(kind, type) and issubclass(kind, FoundationRegError)):
+        kind = FoundationRegError
+    return kind(event.get("message", "The registration failed."))
