@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,30 +110,26 @@ def encode(
     rows, columns = view.resampling(device)
     slices = image.movedim(view.axes, (0, 1, 2))
     jobs = [(n, shift) for n in numbers for shift in itertools.product(range(shifts), range(shifts))]
+    height, width = (n // encoder.stride for n in view.shape)
+    shape = (len(numbers), height, shifts, width, shifts, encoder.channels)
+    tokens = torch.empty(shape, dtype=torch.float16, device=device)
     empty = None
-    if subtract_empty:
-        blank = torch.zeros(1, 1, rows.shape[1], columns.shape[1], device=device)
-        empty = encoder(blank)
-
-    tokens = None
 
     def work(batch: list) -> None:
-        nonlocal tokens
         pictures = [rows[r] @ slices[n].to(device, torch.float32) @ columns[c].T for n, (r, c) in batch]
         made = encoder(torch.stack(pictures)[:, None])
         if empty is not None:
             made = made - empty
         if cosine:
             made = torch.nn.functional.normalize(made, dim=1)
-        made = made.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).to(torch.float16).permute(0, 2, 3, 1)
-        if tokens is None:
-            _, height, width, channels = made.shape
-            shape = (len(numbers), height, shifts, width, shifts, channels)
-            tokens = torch.empty(shape, dtype=torch.float16, device=made.device)
+        made = made.clamp(-_FLOAT16_MAX, _FLOAT16_MAX).permute(0, 2, 3, 1)
         for (n, (r, c)), values in zip(batch, made, strict=True):
             tokens[numbers.index(n), :, r, :, c] = values
 
-    _in_batches(jobs, work, view.batch_size(encoder, memory_gb, device), progress)
+    if subtract_empty:
+        empty = encoder(torch.zeros(1, 1, *view.shape, device=device))
+    at_once = view.slices_at_once(encoder, memory_gb, device)
+    (_in_threads if device.type == "cpu" else _in_batches)(jobs, work, at_once, progress)
     values = tokens.flatten(3, 4).flatten(1, 2)
     return view.raster(values, numbers)
 
@@ -212,11 +209,12 @@ class _SliceView:
             positions[self.axes[1 + side]] = along
         return FeatureRaster(values.movedim((0, 1, 2), self.axes), tuple(positions), self.grid)
 
-    def batch_size(self, encoder: SliceEncoder, memory_gb: float, device: torch.device) -> int:
+    def slices_at_once(self, encoder: SliceEncoder, memory_gb: float, device: torch.device) -> int:
+        """How many slices fit into the memory; each encoder says how many bytes it takes per pixel."""
         if memory_gb <= 0:
-            memory_gb = torch.cuda.mem_get_info(device)[0] * 0.6e-9 if device.type == "cuda" else 1.0
-        each = self.shape[0] * self.shape[1] * getattr(encoder, "bytes_per_pixel", 4096)
-        return max(1, min(64 if device.type == "cuda" else 4, int(memory_gb * 1e9 / each)))
+            memory_gb = torch.cuda.mem_get_info(device)[0] * 0.6e-9 if device.type == "cuda" else 2.0
+        each = self.shape[0] * self.shape[1] * getattr(encoder, "bytes_per_pixel", 3000)
+        return max(1, min(64, int(memory_gb * 1e9 / each)))
 
 
 def plane_axes(grid: Grid, plane: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -260,6 +258,31 @@ def _in_batches(jobs: list, work, size: int, progress: Progress) -> None:
                     "The device's memory is too small for one slice; choose fewer encoder pixels or a smaller encoder."
                 ) from None
             size //= 2
+
+
+def _in_threads(jobs: list, work, at_once: int, progress: Progress) -> None:
+    """Call ``work`` on every job by itself, several at a time, each with its share of the processor's threads.
+
+    Slices do not wait for one another, so this keeps all cores busy where threads inside every small operation do not.
+    """
+    threads = torch.get_num_threads()
+    at_once = max(1, min(at_once, threads, len(jobs)))
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // at_once),))
+    try:
+        running = [pool.submit(work, [job]) for job in jobs]
+        for done, future in enumerate(running):
+            progress.update(done / len(jobs))
+            future.result()
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise OutOfMemory(
+                "The memory is too small for these slices; choose fewer encoder pixels, a smaller encoder or a lower "
+                "memory limit."
+            ) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -46,5 +46,6 @@ class VolumeEncoder(Protocol):
     weights_sha256: str
 
     def __call__(self, volume: Tensor) -> Tensor:
-        """Features (1, channels, D / stride, H / stride, W / stride), float32, of a grey ``volume`` (1, 1, D, H, W) in 0..1."""
+        """Features (1, channels, D / stride, H / stride, W / stride), float32, of a grey ``volume`` (1, 1, D, H, W)
+        in 0..1."""
         ...

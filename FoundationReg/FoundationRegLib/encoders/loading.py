@@ -17,12 +17,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class NetworkEncoder:
     """A `SliceEncoder` around a network that takes normalised RGB and returns a raster of tokens.
 
-    ``mean`` and ``std`` (one number or three) are the training's normalisation of values in 0..1.
+    The entry's options ``mean`` and ``std`` (one number or three) are the training's normalisation of values in 0..1.
+    ``bytes_per_pixel``: memory that one input pixel takes at the peak.
     """
 
     def __init__(self, item: Entry, network: nn.Module, device: torch.device, precision: torch.dtype, sha256: str):
         self.id, self.channels, self.stride, self.pixels = item.id, item.channels, item.stride, item.pixels
         self.multiple = item.options.get("multiple", item.stride)
+        self.bytes_per_pixel = item.options.get("bytes_per_pixel", 3000)
         self.weights_sha256 = sha256
         self.device, self.precision = device, precision
         self._network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

@@ -19,6 +19,24 @@ HEADS = (None, 4, 5, 10)
 WINDOWS = (None, 7, 14, 7)
 STAGE_STRIDES = (2, 2, 1)
 OUT_CHANNELS = 256
+# Wide intermediate results on the CPU are made in parts of so many numbers: fresh memory is slow, the cache is fast.
+STRIP_VALUES = 1 << 20
+
+gelu_ = torch._C._nn.gelu_
+
+
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` untouched by autocast. What all later layers build on (the stem, the filters between attention and
+    perceptron) costs little and loses most in half precision; residual sums stay float32 after it."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
+class PointwiseConv(nn.Linear):
+    """A 1x1 convolution as the matrix product that it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Module):
@@ -33,13 +51,15 @@ class ConvNorm(nn.Module):
         return self.bn(self.c(x))
 
     @torch.no_grad()
-    def folded(self) -> nn.Conv2d:
+    def folded(self) -> nn.Module:
         conv, norm = self.c, self.bn
         scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-        fused = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups
-        )
-        fused.weight.copy_(conv.weight * scale[:, None, None, None])
+        ends = conv.in_channels, conv.out_channels
+        if conv.kernel_size == (1, 1):
+            fused = PointwiseConv(*ends)
+        else:
+            fused = nn.Conv2d(*ends, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups)
+        fused.weight.copy_((conv.weight * scale[:, None, None, None]).view_as(fused.weight))
         fused.bias.copy_(norm.bias - norm.running_mean * scale)
         return fused
 
@@ -68,9 +88,21 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv1(x))
-        y = F.gelu(self.conv2(y))
-        return F.gelu(x + self.conv3(y))
+        height = x.shape[2]
+        if x.device.type != "cpu":
+            return self._rows(x, 0, height)
+        step = max(1, STRIP_VALUES // (4 * x[:, :, 0].numel()))
+        y = torch.empty_like(x)
+        for top in range(0, height, step):
+            y[:, :, top : top + step] = self._rows(x, top, min(top + step, height))
+        return y
+
+    def _rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """The block's output for rows ``top`` to ``bottom``, whose wide intermediate results fit into the cache."""
+        above, below = min(top, 1), min(x.shape[2] - bottom, 1)
+        y = gelu_(self.conv1(x[:, :, top - above : bottom + below]))
+        y = gelu_(self.conv2(y)[:, :, above : above + bottom - top])
+        return gelu_(self.conv3(y) + x[:, :, top:bottom])
 
 
 class Merge(nn.Module):
@@ -83,7 +115,7 @@ class Merge(nn.Module):
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return self.conv3(gelu_(self.conv2(gelu_(self.conv1(x)))))
 
 
 class WindowAttention(nn.Module):
@@ -121,7 +153,15 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        """(..., width) to the same."""
+        if x.device.type != "cpu":
+            return self._tokens(x)
+        tokens = x.reshape(-1, x.shape[-1])
+        parts = tokens.split(max(1, STRIP_VALUES // (4 * x.shape[-1])))
+        return torch.cat([self._tokens(part) for part in parts]).view(x.shape)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return self.fc2(gelu_(self.fc1(self.norm(x))))
 
 
 class AttentionBlock(nn.Module):
@@ -138,12 +178,12 @@ class AttentionBlock(nn.Module):
         """(B, width, H, W) to the same."""
         x = x.permute(0, 2, 3, 1)
         x = x + self._attend(x)
-        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = in_float32(self.local_conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = x + self.mlp(x)
         return x.permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
-        """Attention in each window of ``x`` (B, H, W, width); the last windows are filled up with zeros, as in training."""
+        """Attention in each window of ``x`` (B, H, W, width); the last ones are filled up with zeros as in training."""
         batch, height, width, channels = x.shape
         size = self.window
         rows, columns = -(-height // size), -(-width // size)
@@ -165,7 +205,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        return x if self.downsample is None else self.downsample(x)
+        return x if self.downsample is None else self.downsample(x).float()
 
 
 class ChannelNorm(nn.Module):
@@ -209,7 +249,7 @@ class TinyViT(nn.Module):
         return Stage(blocks, Merge(width, WIDTHS[n + 1], STAGE_STRIDES[n]) if n < 3 else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patch_embed(x)
+        x = in_float32(self.patch_embed, x)
         for layer in self.layers:
             x = layer(x)
         return self.neck(x)
