@@ -48,6 +48,10 @@ def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress
     item = entry(id)
     target = torch.device(device)
     dtype = _precision(precision, target)
+    if item.family == "mind":
+        from .mind import Mind
+
+        return Mind(item.id, **item.options, device=target)
     if item.family == "tiny_vit":
         path, sha256 = weights.ensure(item, progress)
         from .tiny_vit import TinyViT

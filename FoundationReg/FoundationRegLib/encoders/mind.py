@@ -1,0 +1,102 @@
+"""MIND-SSC: the self-similarity context of every voxel, a handcrafted descriptor that needs no weights.
+
+Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities (MICCAI
+2013). Around each voxel lie six neighbours, one step along each axis to either side. Channel (p, q) of the twelve
+pairs of neighbours that touch along an edge is
+
+    exp(-(D(p, q) - min D) / V),    D(p, q) = mean over a box of (I(x + p) - I(x + q))^2,    V = mean of D - min D
+
+so it tells which neighbouring patches look alike, whatever the modality. Outside, the image goes on as at its border.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_NEIGHBOURS = [tuple(sign if a == axis else 0 for a in range(3)) for axis in range(3) for sign in (-1, 1)]
+PAIRS = [
+    (p, q)
+    for p, q in itertools.combinations(_NEIGHBOURS, 2)
+    if sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) == 2
+]
+# Numbers worked on at a time on the CPU.
+_SLAB_VALUES = 1 << 21
+
+
+class Mind:
+    """MIND-SSC as a `VolumeEncoder`: 12 channels in 0..1 at every voxel.
+
+    ``radius``: the box is 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels.
+    """
+
+    channels = len(PAIRS)
+    stride = 1
+    multiple = 1
+    weights_sha256 = ""
+
+    def __init__(self, id: str = "mind", radius: int = 1, dilation: int = 2, device: str | torch.device = "cpu"):
+        self.id, self.radius, self.dilation, self.device = id, radius, dilation, torch.device(device)
+
+    @torch.inference_mode()
+    def __call__(self, volume: Tensor) -> Tensor:
+        """(1, 12, D, H, W), float32, of a grey ``volume`` (1, 1, D, H, W); channels in the order of `PAIRS`."""
+        image = volume[0, 0].to(self.device, torch.float32)
+        border = self.radius + 2 * self.dilation
+        padded = F.pad(image[None, None], (border,) * 6, mode="replicate")[0, 0]
+        depth = image.shape[0]
+        slab = depth if self.device.type != "cpu" else max(1, _SLAB_VALUES // image[0].numel())
+        result = torch.empty(self.channels, *image.shape, device=self.device)
+        noise = torch.empty(image.shape, device=self.device)
+        for top in range(0, depth, slab):
+            bottom = min(top + slab, depth)
+            out = result[:, top:bottom]
+            self._distances(padded[top : bottom + 2 * border], out)
+            out -= out.amin(0)
+            torch.mean(out, 0, out=noise[top:bottom])
+        # Where nothing but noise or nothing at all is near, the variance is kept within sane bounds.
+        average = float(noise.mean(dtype=torch.float64))
+        noise.clamp_(max(0.001 * average, 1e-12), max(1000 * average, 1e-12))
+        for top in range(0, depth, slab):
+            part = result[:, top : top + slab]
+            part.div_(noise[top : top + slab]).neg_().exp_()
+        return result[None]
+
+    def _distances(self, padded: Tensor, out: Tensor) -> None:
+        """Fill ``out`` (12, D, H, W) with D(p, q), from the image with a border of radius + 2 dilation.
+
+        D(p, q) at x is the mean squared difference between I and I moved by p - q, read at x + q. Two opposite pairs
+        share one such difference, so six box filters serve twelve channels.
+        """
+        size, shared = out.shape[1:], {}
+        for channel, (p, q) in enumerate(PAIRS):
+            move = tuple(a - b for a, b in zip(p, q, strict=True))
+            opposite = tuple(-n for n in move)
+            if opposite in shared:
+                move, q = opposite, p
+            if move not in shared:
+                shared[move] = self._moved_difference(padded, move)
+            starts = [self.dilation * (1 + n) for n in q]
+            out[channel] = shared[move][tuple(slice(a, a + n) for a, n in zip(starts, size, strict=True))]
+
+    def _moved_difference(self, padded: Tensor, move: tuple[int, int, int]) -> Tensor:
+        """Box mean of (I(x + move) - I(x))^2 wherever x is at most ``dilation`` outside of the image."""
+        d, n = self.dilation, padded.shape
+        here = tuple(slice(d, n[a] - d) for a in range(3))
+        there = tuple(slice(d + d * move[a], n[a] - d + d * move[a]) for a in range(3))
+        return box_mean((padded[there] - padded[here]).square_(), self.radius)
+
+
+def box_mean(values: Tensor, radius: int) -> Tensor:
+    """Mean over boxes of 2 * radius + 1 voxels; the result is smaller by ``radius`` at every face."""
+    width = 2 * radius + 1
+    for axis in range(3):
+        length = values.shape[axis] - 2 * radius
+        total = values.narrow(axis, 0, length).clone()
+        for step in range(1, width):
+            total += values.narrow(axis, step, length)
+        values = total
+    return values.div_(width**3)

@@ -1,0 +1,75 @@
+"""MIND-SSC against its definition, computed term by term, and its promises."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from FoundationRegLib.encoders import load_encoder, mind
+from FoundationRegLib.encoders.base import VolumeEncoder
+from FoundationRegLib.encoders.mind import PAIRS, Mind, box_mean
+
+
+def by_definition(image, radius, dilation):
+    """Heinrich 2013, equations 2 to 4, term by term; the image goes on beyond its border as at its border."""
+    border = radius + dilation
+    padded = np.pad(image.astype(np.float64), border, mode="edge")
+
+    def moved(offset):
+        return padded[tuple(slice(border + o, border + o + n) for o, n in zip(offset, image.shape, strict=True))]
+
+    box = np.array(list(itertools.product(range(-radius, radius + 1), repeat=3)))
+    distances = np.stack(
+        [
+            np.mean([(moved(y + dilation * np.array(p)) - moved(y + dilation * np.array(q))) ** 2 for y in box], 0)
+            for p, q in PAIRS
+        ]
+    )
+    distances -= distances.min(0)
+    variance = distances.mean(0)
+    variance = np.clip(variance, 0.001 * variance.mean(), 1000 * variance.mean())
+    return np.exp(-distances / variance)
+
+
+@pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (1, 1), (3, 2), (0, 2)])
+def test_every_voxel_has_the_value_of_the_definition(radius, dilation):
+    image = np.random.default_rng(0).random((7, 9, 8)).astype(np.float32)
+    expected = by_definition(image, radius, dilation)
+    result = Mind(radius=radius, dilation=dilation)(torch.from_numpy(image)[None, None])
+    assert result.shape == (1, 12, 7, 9, 8) and result.dtype == torch.float32
+    assert np.abs(result[0].numpy() - expected).max() < 1e-4
+
+
+def test_the_twelve_pairs_are_the_edges_of_the_octahedron():
+    assert len(set(map(frozenset, PAIRS))) == 12
+    assert all(np.dot(p, q) == 0 for p, q in PAIRS)
+
+
+def test_slabs_change_nothing(monkeypatch):
+    image = torch.rand(1, 1, 13, 8, 9, generator=torch.Generator().manual_seed(0))
+    whole = Mind()(image)
+    monkeypatch.setattr(mind, "_SLAB_VALUES", 3 * 8 * 9)
+    assert torch.allclose(Mind()(image), whole, atol=1e-6)
+
+
+def test_the_box_mean_is_that_of_average_pooling():
+    values = torch.rand(9, 10, 11, dtype=torch.float64)
+    expected = torch.nn.functional.avg_pool3d(values[None, None], 5, stride=1)[0, 0]
+    assert torch.allclose(box_mean(values, 2), expected)
+
+
+def test_contrast_brightness_and_inversion_do_not_matter():
+    image = torch.rand(1, 1, 9, 10, 11, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(Mind()(image), Mind()(0.9 - 0.5 * image), atol=1e-3)
+
+
+def test_a_constant_image_gives_ones_and_a_single_slice_works():
+    assert torch.equal(Mind()(torch.full((1, 1, 4, 5, 6), 0.3)), torch.ones(1, 12, 4, 5, 6))
+    flat = Mind()(torch.rand(1, 1, 1, 20, 20))
+    assert flat.shape == (1, 12, 1, 20, 20) and torch.isfinite(flat).all()
+
+
+def test_the_catalogue_has_it_without_weights():
+    encoder = load_encoder("mind")
+    assert isinstance(encoder, VolumeEncoder) and encoder.radius == 1 and encoder.dilation == 2
+    assert load_encoder("mind-wide").radius == 3
