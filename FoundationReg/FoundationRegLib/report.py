@@ -19,21 +19,12 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from . import __version__, views
+from .console import METRICS, metric_text
 from .image import grid_of, image_from_array
 from .registration import Registration
 from .resources import resource_path
 from .views import Plane
 
-# Key of a metric: title, unit, decimals, whether more is better (None: neither).
-METRICS: dict[str, tuple[str, str, int, bool | None]] = {
-    "tre_mm": ("Target registration error, mean", "mm", 2, False),
-    "tre_p95_mm": ("Target registration error, 95th percentile", "mm", 2, False),
-    "dice": ("Dice overlap, mean over labels", "", 3, True),
-    "hd95_mm": ("Hausdorff distance, 95th percentile", "mm", 2, False),
-    "nmi": ("Normalised mutual information", "", 3, True),
-    "folded_percent": ("Folded voxels", "%", 3, None),
-    "sd_log_jacobian": ("Spread of the log Jacobian", "", 3, None),
-}
 GRID_LINE_MM = 8.0
 JACOBIAN_RANGE = (0.4, 1.0, 2.2)
 FOLD_COLOUR = (1.0, 0.1, 0.75)
@@ -199,7 +190,7 @@ def loss_figure(loss: dict[str, list[float]]) -> Figure:
 def metric_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Title, value before, value after and ``verdict`` (better, worse or nothing) of every metric that was measured."""
     rows = []
-    for key, (title, unit, decimals, more_is_better) in METRICS.items():
+    for key, (title, _, decimals, more_is_better) in METRICS.items():
         before, after = (metrics.get(when, {}).get(key) for when in ("before", "after"))
         if before is None and after is None:
             continue
@@ -207,7 +198,7 @@ def metric_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if more_is_better is not None and _finite(before) and _finite(after):
             change = round(after, decimals) - round(before, decimals)
             verdict = "" if change == 0 else "better" if (change > 0) == more_is_better else "worse"
-        texts = [_text(value, unit, decimals) for value in (before, after)]
+        texts = [metric_text(key, value) for value in (before, after)]
         rows.append({"title": title, "before": texts[0], "after": texts[1], "verdict": verdict})
     return rows
 
@@ -233,10 +224,6 @@ def image_facts(image: sitk.Image) -> str:
 
 def _finite(value: Any) -> bool:
     return value is not None and bool(np.isfinite(value))
-
-
-def _text(value: Any, unit: str, decimals: int) -> str:
-    return f"{value:.{decimals}f} {unit}".strip() if _finite(value) else "–"
 
 
 def png(picture: np.ndarray) -> str:

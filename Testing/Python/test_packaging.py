@@ -1,6 +1,7 @@
 """What ships is complete and consistent: CMake lists, wheel, icons, index description, versions."""
 
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -103,7 +104,7 @@ def test_licence_is_apache_2():
 def test_every_dependency_has_a_pinned_version():
     project = tomllib.loads(read("pyproject.toml"))["project"]
     pins = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in read("constraints.txt").splitlines()}
-    needed = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    needed = list(itertools.chain(project["dependencies"], *project["optional-dependencies"].values()))
     names = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", need).group()).lower() for need in needed}
     assert names - {"foundationreg"} <= pins
     assert "torchvision" not in pins
