@@ -29,12 +29,13 @@ RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
 
 class Channel:
-    """Hands the worker's answers to whoever asked."""
+    """Hands the worker's answers to whoever asked. ``wake`` is called when somebody begins to wait."""
 
     def __init__(self, process: WorkerProcess | None = None):
         self.process = process or WorkerProcess()
         self._handlers: dict[int, Callable[[dict], None]] = {}
         self.job: RegistrationJob | None = None
+        self.wake: Callable[[], None] = lambda: None
 
     @property
     def waiting(self) -> bool:
@@ -45,6 +46,7 @@ class Channel:
         """Send a request; ``handler`` gets its events, the last of which is ``result`` or ``error``."""
         number = self.process.send(command, **values)
         self._handlers[number] = handler
+        self.wake()
         return number
 
     def pump(self) -> None:
@@ -160,18 +162,32 @@ class RegistrationResult:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def folded_percent(self) -> float:
+        """Share of the voxels, in percent, where the deformation folds."""
+        return float((self.metrics.get("after") or {}).get("folded_percent") or 0.0)
+
 
 class RegistrationJob:
     """A registration that runs. ``state`` is one of running, done, failed, cancelled; ``result`` or ``error`` follows.
 
     ``on_event`` gets the worker's events as dictionaries and, last, ``{"event": "done" | "failed" | "cancelled"}``.
+    ``allow_folded`` is asked, with the share of folded voxels in percent, before landmarks or models are placed under a
+    transform that folds; without it they are, with a warning.
     """
 
-    def __init__(self, channel: Channel, request: RegistrationRequest, on_event: Callable[[dict], None] | None = None):
+    def __init__(
+        self,
+        channel: Channel,
+        request: RegistrationRequest,
+        on_event: Callable[[dict], None] | None = None,
+        allow_folded: Callable[[float], bool] | None = None,
+    ):
         if channel.job is not None and channel.job.running:
             raise InputError("A registration is already running; wait for it or cancel it first.")
         request.check()
         self.request, self._channel, self._on_event = request, channel, on_event
+        self._allow_folded = allow_folded
         self.state, self.result, self.error = RUNNING, None, None
         self._names: dict[int, str] = {}
         self._started = time.monotonic()
@@ -346,11 +362,12 @@ class RegistrationJob:
             initial = None if initial is transform else initial
             transform.SetNodeReferenceID(results.INITIAL_ROLE, initial.GetID() if initial else None)
             if request.apply_transform:
-                answer.warnings += self._carry(transform, before)
+                answer.warnings += self._carry(transform, before, answer.folded_percent)
         if volume is not None:
             results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving)
         owner = transform if transform is not None else volume
         owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
         owner.SetNodeReferenceID(results.ROLE + "moving", request.moving.GetID())
@@ -375,6 +392,7 @@ class RegistrationJob:
             results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
         if not request.features:
             return
+        owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(features))
         for encoder, pair in features.items():
             answer.featureNodes[encoder] = {}
             for side, (array, grid) in pair.items():
@@ -384,12 +402,22 @@ class RegistrationJob:
                 results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
                 answer.featureNodes[encoder][side] = node
 
-    def _carry(self, transform, before) -> list[str]:
+    def _carry(self, transform, before, folded: float) -> list[str]:
         """Place the moving volume and what belongs to it under ``transform``; say what cannot follow."""
         request, warnings = self.request, []
         request.moving.SetAndObserveTransformNodeID(transform.GetID())
-        followers = [request.moving_labels, request.moving_points, request.moving_mask, *request.carry]
-        for node in dict.fromkeys(n for n in followers if n is not None and n.GetScene() is not None):
+        chosen = [request.moving_labels, request.moving_points, request.moving_mask, *request.carry]
+        followers = list(dict.fromkeys(n for n in chosen if n is not None and n.GetScene() is not None))
+        # Points and surfaces need the inverse, which does not exist where the field folds.
+        inverted = [node for node in followers if node.IsA("vtkMRMLMarkupsNode") or node.IsA("vtkMRMLModelNode")]
+        if folded > 0 and inverted:
+            names = ", ".join(repr(node.GetName()) for node in inverted)
+            if self._allow_folded is not None and not self._allow_folded(folded):
+                followers = [node for node in followers if node not in inverted]
+                warnings.append(f"The deformation folds, so {names} did not follow.")
+            else:
+                warnings.append(f"The deformation folds in places; there {names} may be misplaced.")
+        for node in followers:
             if node.GetParentTransformNode() in (before, transform):
                 node.SetAndObserveTransformNodeID(transform.GetID())
             else:

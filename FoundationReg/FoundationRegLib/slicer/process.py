@@ -37,12 +37,12 @@ class WorkerProcess:
     """One worker process with its private folder. `start` it, `send` requests, `poll` events, `close` or `kill` it.
 
     :param command: what to run instead of ``python -m FoundationRegLib.worker``; ``--folder FOLDER`` is appended.
-    :param environment: changes to the environment.
+    :param environment: changes to the environment; they take effect at the next start.
     """
 
     def __init__(self, command: list[str] | None = None, environment: dict[str, str] | None = None):
         self._command = command or [python_executable(), "-P", "-m", "FoundationRegLib.worker"]
-        self._changes = environment or {}
+        self.environment = dict(environment or {})
         self._process: subprocess.Popen | None = None
         self._events: queue.Queue[dict] = queue.Queue()
         self._threads: list[threading.Thread] = []
@@ -71,7 +71,7 @@ class WorkerProcess:
         self.kill()
         self._events = queue.Queue()
         self.folder = Path(tempfile.mkdtemp(prefix="foundationreg-"))
-        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", **self._changes}
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", **self.environment}
         paths = [str(PACKAGE_FOLDER), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         options = {}

@@ -13,6 +13,7 @@ from . import nodes
 
 ROLE = "FoundationReg."
 INITIAL_ROLE = ROLE + "initialTransform"
+ENCODERS_ATTRIBUTE = ROLE + "encoders"
 METRIC_TITLES = {
     "nmi": "Normalized mutual information (1 to 2, higher is better)",
     "folded_percent": "Folded voxels (%)",

@@ -1,0 +1,468 @@
+import enum
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import slicer
+import vtk
+from slicer import (
+    vtkMRMLLabelMapVolumeNode,
+    vtkMRMLMarkupsFiducialNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLTransformableNode,
+    vtkMRMLTransformNode,
+)
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+if hasattr(slicer.modules, "FoundationRegWidget"):
+    # This is a reload: forget the library, so that its files are read again too.
+    for _name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
+        del sys.modules[_name]
+
+
+#
+# FoundationReg
+#
+
+
+class FoundationReg(ScriptedLoadableModule):
+    """Register 3-D images with the features of pretrained vision foundation models.
+
+    The work is done in the package FoundationRegLib beside this file, by a process of its own.
+    """
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = "FoundationReg"
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        self.parent.dependencies = []
+        self.parent.contributors = ["The FoundationReg contributors"]
+        self.parent.helpText = _(
+            "Registers a moving volume to a fixed one with the features of pretrained vision foundation models, "
+            "without any training, and shows how good the result is. Choose two volumes and press Apply."
+        )
+        self.parent.acknowledgementText = _(
+            "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
+            '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+#
+# Sample data
+#
+
+
+def registerSampleData() -> None:
+    """Add a pair from Slicer's own sample data, and one that is made on the spot, to the Sample Data module."""
+    import SampleData
+
+    icons = os.path.join(os.path.dirname(__file__), "Resources", "Icons")
+    SampleData.SampleDataLogic.registerCustomSampleDataCategory("FoundationReg", title="FoundationReg")
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="FoundationReg",
+        sampleName="FoundationRegPhantomPair",
+        sampleDescription=_("Phantom pair (no download)"),
+        thumbnailFileName=os.path.join(icons, "FoundationRegPhantomPair.png"),
+        uris="generated",
+        fileNames="generated",
+        nodeNames="generated",
+        customDownloader=loadPhantomPair,
+    )
+    base = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
+    hashes = [
+        "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95",
+        "1a64f3f422eb3d1c9b093d1a18da354b13bcf307907c66317e2463ee530b7a97",
+    ]
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="FoundationReg",
+        sampleName="FoundationRegBrainPair",
+        sampleDescription=_("Brain tumor pair"),
+        thumbnailFileName=os.path.join(icons, "FoundationRegBrainPair.png"),
+        uris=[base + value for value in hashes],
+        fileNames=["RegLib_C01_1.nrrd", "RegLib_C01_2.nrrd"],
+        nodeNames=["MRBrainTumor1", "MRBrainTumor2"],
+        checksums=["SHA256:" + value for value in hashes],
+    )
+
+
+def loadPhantomPair(source=None) -> list:
+    """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
+    from FoundationRegLib.slicer import samples
+
+    return samples.load_pair(source)
+
+
+#
+# FoundationRegParameterNode
+#
+
+
+class Intensity(enum.Enum):
+    """How grey values are scaled."""
+
+    AUTO = "auto"
+    MR = "mr"
+    CT = "ct"
+
+    def label(self) -> str:
+        return {"auto": _("Automatic"), "mr": _("MR"), "ct": _("CT")}[self.value]
+
+
+class Start(enum.Enum):
+    """How the volumes are brought together first."""
+
+    AUTO = "auto"
+    NONE = "none"
+    GEOMETRY = "geometry"
+    MASS = "mass"
+    FEATURES = "features"
+
+    def label(self) -> str:
+        return {
+            "auto": _("Automatic"),
+            "none": _("Where they are"),
+            "geometry": _("Centers of the volumes"),
+            "mass": _("Centers of mass"),
+            "features": _("Matching features"),
+        }[self.value]
+
+
+class ReviewMode(enum.Enum):
+    """How both sides are shown together."""
+
+    FADE = "fade"
+    FLICKER = "flicker"
+    CHECKERBOARD = "checkerboard"
+    DIFFERENCE = "difference"
+    JACOBIAN = "jacobian"
+
+    def label(self) -> str:
+        return {
+            "fade": _("Fade between both"),
+            "flicker": _("Flicker"),
+            "checkerboard": _("Checkerboard"),
+            "difference": _("Difference"),
+            "jacobian": _("Jacobian (growth and shrinkage)"),
+        }[self.value]
+
+
+class DeformationMode(enum.Enum):
+    """How the transform is drawn."""
+
+    NONE = "none"
+    GRID = "grid"
+    ARROWS = "arrows"
+    CONTOURS = "contours"
+
+    def label(self) -> str:
+        return {"none": _("Hidden"), "grid": _("Grid"), "arrows": _("Arrows"), "contours": _("Contours")}[self.value]
+
+
+LabelNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
+
+
+@parameterNodeWrapper
+class FoundationRegParameterNode:
+    """All choices of the panel; they are saved with the scene. Lengths are millimeters."""
+
+    fixedVolume: vtkMRMLScalarVolumeNode
+    movingVolume: vtkMRMLScalarVolumeNode
+    preset: str = "default"
+    encoder: str = ""
+    combineMind: bool = True
+    smoothness: Annotated[float, WithinRange(0.1, 10)] = 1.0
+
+    makeTransform: bool = True
+    outputTransform: vtkMRMLTransformNode
+    makeVolume: bool = False
+    outputVolume: vtkMRMLScalarVolumeNode
+    applyTransform: bool = True
+    makeJacobian: bool = False
+
+    fixedMask: LabelNode
+    movingMask: LabelNode
+    initialTransform: vtkMRMLTransformNode
+    fixedLabels: LabelNode
+    movingLabels: LabelNode
+    fixedLandmarks: vtkMRMLMarkupsFiducialNode
+    movingLandmarks: vtkMRMLMarkupsFiducialNode
+    guideWithLabels: bool = False
+    guideWithLandmarks: bool = False
+    carried: list[vtkMRMLTransformableNode]
+
+    fixedIntensity: Intensity = Intensity.AUTO
+    movingIntensity: Intensity = Intensity.AUTO
+    bodyMask: bool = True
+    start: Start = Start.AUTO
+    rigid: bool = True
+    affine: bool = True
+    axial: bool = True
+    coronal: bool = False
+    sagittal: bool = False
+    sliceGap: Annotated[float, WithinRange(0.5, 50)] = 10.0
+    encoderPixels: Annotated[int, WithinRange(0, 2048)] = 0
+    pcaComponents: Annotated[int, WithinRange(1, 256)] = 12
+    searchRange: Annotated[float, WithinRange(0, 200)] = 30.0
+    searchSpacing: Annotated[float, WithinRange(1, 50)] = 6.0
+    finestSpacing: Annotated[float, WithinRange(0, 20)] = 0.0
+    iterations: Annotated[int, WithinRange(0, 2000)] = 80
+    diffeomorphic: bool = False
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
+    memory: Annotated[float, WithinRange(0, 512)] = 0.0
+    threads: Annotated[int, WithinRange(0, 256)] = 0
+    seed: Annotated[int, WithinRange(0, 999999)] = 0
+    livePreview: bool = True
+
+    reoptimize: bool = True
+    reviewMode: ReviewMode = ReviewMode.FADE
+    fade: Annotated[float, WithinRange(0, 1)] = 0.5
+    flickerRate: Annotated[float, WithinRange(0.5, 10)] = 2.0
+    checkSize: Annotated[float, WithinRange(2, 100)] = 20.0
+    deformation: DeformationMode = DeformationMode.NONE
+    deformationSpacing: Annotated[float, WithinRange(1, 50)] = 10.0
+    deformationScale: Annotated[float, WithinRange(10, 500)] = 100.0
+    deformationInSlices: bool = True
+    deformationIn3D: bool = False
+
+
+#
+# FoundationRegWidget
+#
+
+
+class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel. What a button does is in `FoundationRegLib.slicer`; here is the life cycle that Slicer asks for."""
+
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.panel = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+
+    def setup(self) -> None:
+        """Called when the user opens the module the first time and the widget is initialized."""
+        from FoundationRegLib.slicer.panel import Panel
+
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/FoundationReg.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = FoundationRegLogic()
+        self.panel = Panel(self.ui, self.logic)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.StartSaveEvent, self.onSceneStartSave)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        """Called when the application closes and the module widget is destroyed."""
+        self.removeObservers()
+        if self.panel is not None:
+            self.setParameterNode(None)
+            self.panel.close()
+
+    def enter(self) -> None:
+        """Called each time the user opens this module."""
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        """Called each time the user opens a different module. A running registration goes on."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNodeGuiTag = None
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            self.panel.suspend()
+
+    def onSceneStartClose(self, caller, event) -> None:
+        """Called just before the scene is closed."""
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event) -> None:
+        """Called just after the scene is closed."""
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def onSceneStartSave(self, caller, event) -> None:
+        """What is saved is the registered state, not the one of before that may be shown."""
+        self.panel.suspend()
+
+    def onSceneEndImport(self, caller, event) -> None:
+        """A scene was loaded: show the choices and the result that came with it."""
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self) -> None:
+        """Ensure parameter node exists and observed."""
+        self.setParameterNode(self.logic.getParameterNode())
+        self.panel.chooseDefaults()
+
+    def setParameterNode(self, inputParameterNode: FoundationRegParameterNode | None) -> None:
+        """Set and observe parameter node."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self._parameterNode = inputParameterNode
+        if self._parameterNode:
+            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self.panel.setParameters(self._parameterNode)
+
+    def onParametersModified(self, caller=None, event=None) -> None:
+        self.panel.update()
+
+
+#
+# FoundationRegLogic
+#
+
+
+class FoundationRegLogic(ScriptedLoadableModuleLogic):
+    """Registers nodes; needs no widget.
+
+    .. code-block:: python
+
+      from FoundationReg import FoundationRegLogic
+      fixed, moving = slicer.util.getNode("MRBrainTumor1"), slicer.util.getNode("MRBrainTumor2")
+      result = FoundationRegLogic().process(fixed, moving)
+      print(result.quality, result.metrics["after"])
+
+    Without waiting:
+
+    .. code-block:: python
+
+      job = FoundationRegLogic().process(fixed, moving, waitForCompletion=False, onEvent=print)
+      job.cancel()
+    """
+
+    def __init__(self) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+
+    @property
+    def channel(self):
+        """The way to the worker process, which all logic objects share and which stays warm between runs."""
+        from FoundationRegLib.slicer import pump
+
+        return pump.shared_channel()
+
+    def getParameterNode(self):
+        return FoundationRegParameterNode(super().getParameterNode())
+
+    def process(
+        self,
+        fixedNode: vtkMRMLScalarVolumeNode,
+        movingNode: vtkMRMLScalarVolumeNode,
+        outputTransform: vtkMRMLTransformNode | None = None,
+        outputVolume: vtkMRMLScalarVolumeNode | None = None,
+        preset: str = "default",
+        settings: dict | None = None,
+        waitForCompletion: bool = True,
+        onEvent=None,
+        **options,
+    ):
+        """Register the moving to the fixed volume.
+
+        :param fixedNode: volume that stays where it is.
+        :param movingNode: volume that is moved; its parent transforms are where the search starts.
+        :param outputTransform: transform node to fill. Without any output a new one is made.
+        :param outputVolume: volume node to fill with the moving image in the geometry of the fixed one.
+        :param preset: name of a preset.
+        :param settings: changes to the preset, by the field names of ``FoundationRegLib.settings.Settings``.
+        :param waitForCompletion: block until the end (Slicer stays responsive) or return at once.
+        :param onEvent: called with a dictionary for each step of progress and at the end.
+        :param options: other fields of ``FoundationRegLib.slicer.job.RegistrationRequest`` by name, such as
+          ``fixed_mask``, ``moving_mask``, ``initial_transform``, ``fixed_points``, ``moving_points``, ``jacobian``.
+        :returns: a ``RegistrationResult`` with the nodes and metrics, or, without waiting, the ``RegistrationJob``,
+          which has ``state``, ``result``, ``error``, ``cancel()``, ``finish()`` and ``wait()``.
+        :raises FoundationRegLib.errors.FoundationRegError: with one plain sentence.
+        """
+        from FoundationRegLib.settings import Settings
+        from FoundationRegLib.slicer.job import RegistrationRequest
+
+        chosen = Settings.from_preset(preset, **(settings or {}))
+        request = RegistrationRequest(
+            fixedNode,
+            movingNode,
+            chosen.to_dict(),
+            output_transform=outputTransform,
+            output_volume=outputVolume,
+            **options,
+        )
+        job = self.start(request, onEvent)
+        return job.wait(slicer.app.processEvents) if waitForCompletion else job
+
+    def start(self, request, onEvent=None, allowFolded=None):
+        """Start a ``RegistrationRequest`` and return the ``RegistrationJob``; see `process`."""
+        from FoundationRegLib.slicer.job import RegistrationJob
+
+        def tell(event: dict) -> None:
+            if event["event"] == "log":
+                logging.debug(event.get("message", ""))
+            if onEvent is not None:
+                try:
+                    onEvent(event)
+                except Exception:
+                    logging.error(traceback.format_exc())
+
+        return RegistrationJob(self.channel, request, tell, allowFolded)
+
+
+#
+# FoundationRegTest
+#
+
+
+class FoundationRegTest(ScriptedLoadableModuleTest):
+    """Self-test for Slicer's "Reload and Test"; the tests in the repository's Testing folder go much further."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+
+    def runTest(self):
+        self.setUp()
+        self.test_SampleData()
+        self.setUp()
+        self.test_RegisterPhantom()
+
+    def test_SampleData(self):
+        """The generated pair loads without network and can be registered."""
+        import SampleData
+
+        registerSampleData()
+        self.delayDisplay("Making the phantom pair")
+        fixed, moving = loadPhantomPair()
+        self.assertGreater(fixed.GetImageData().GetScalarRange()[1], 100)
+        self.assertGreater(moving.GetImageData().GetScalarRange()[1], 100)
+        self.assertIn("FoundationReg", slicer.modules.sampleDataSources)
+        self.assertIsNotNone(SampleData.SampleDataLogic)
+
+    def test_RegisterPhantom(self):
+        """The whole way through the worker. Skipped where PyTorch is not installed, as on the build machines."""
+        from FoundationRegLib.slicer import dependencies
+
+        if dependencies.torch_version() is None:
+            self.delayDisplay("PyTorch is not installed: the registration is not tested")
+            return
+        fixed, moving = loadPhantomPair()
+        self.delayDisplay("Registering the phantom pair")
+        result = FoundationRegLogic().process(fixed, moving, settings={"encoders": "mind", "iterations": 20})
+        self.assertIs(moving.GetParentTransformNode(), result.transformNode)
+        self.assertGreater(result.metrics["after"]["nmi"], result.metrics["before"]["nmi"])
+        self.delayDisplay("Test passed")

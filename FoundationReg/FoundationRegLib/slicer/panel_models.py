@@ -1,0 +1,221 @@
+"""The encoder's state in the panel, and the section that keeps the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from .. import weights
+from ..errors import FoundationRegError
+from ..settings import Settings
+from . import models
+from .job import Channel
+from .models import Availability
+from .parameters import OWN_ENCODERS
+
+
+class ModelsPanel:
+    """Shows what the chosen encoder needs and gets it, only after a yes.
+
+    ``say`` shows a status text; ``changed`` is called when an encoder became ready or went away.
+    """
+
+    def __init__(self, ui, channel, say, changed):
+        self._ui, self._parameters = ui, None
+        self._channel, self._say, self._changed = channel, say, changed
+        self.downloading = False
+        chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "")
+        if chosen:
+            weights.set_models_folder(chosen)
+        ui.encoderActionButton.connect("clicked(bool)", self._onAction)
+        ui.showFolderButton.connect("clicked(bool)", self._onShowFolder)
+        ui.changeFolderButton.connect("clicked(bool)", self._onChangeFolder)
+        ui.clearFolderButton.connect("clicked(bool)", self._onClearFolder)
+        ui.importButton.connect("clicked(bool)", self._onImport)
+        ui.removeButton.connect("clicked(bool)", self._onRemove)
+        self._fillEncoders()
+
+    def setParameters(self, parameters) -> None:
+        self._parameters = parameters
+        self.update()
+
+    def chosen(self) -> list[models.Encoder]:
+        """The encoders that a run would use. Empty as long as there is no parameter node."""
+        from . import parameters
+
+        if self._parameters is None:
+            return []
+        names = parameters.encoders_of(self._parameters) or Settings.from_preset(self._parameters.preset).encoders
+        return [models.encoder(name) for name, _weight in names]
+
+    def missing(self) -> list[models.Encoder]:
+        """Those of `chosen` whose weights are not there."""
+        return [encoder for encoder in self.chosen() if encoder.availability != Availability.READY]
+
+    def update(self) -> None:
+        """Show the state of the chosen encoders."""
+        ui = self._ui
+        if self._parameters is None:
+            return
+        index = ui.encoderComboBox.findData(self._parameters.encoder)
+        if index >= 0 and ui.encoderComboBox.currentIndex != index:
+            ui.encoderComboBox.currentIndex = index
+        missing = self.missing()
+        ui.encoderStateLabel.text = self._stateText(missing)
+        actions = {Availability.DOWNLOAD: _("Download..."), Availability.FILE: _("Import...")}
+        action = actions.get(missing[0].availability) if missing else None
+        ui.encoderActionButton.visible = action is not None and not self.downloading
+        if action is not None:
+            ui.encoderActionButton.text = action
+        place = models.folder()
+        if place is None:
+            ui.modelsFolderLabel.text = _("The standard place; it is shown once the Python packages are installed.")
+        else:
+            size = models.megabytes(models.installed_bytes()) if models.installed_bytes() else _("empty")
+            ui.modelsFolderLabel.text = _("{folder} ({size})").format(folder=place, size=size)
+        for button in (ui.showFolderButton, ui.clearFolderButton):
+            button.enabled = place is not None
+        with_file = [encoder for encoder in self.chosen() if encoder.entry is not None and encoder.entry.weights]
+        ui.importButton.enabled = bool(with_file)
+        ui.removeButton.enabled = any(encoder.availability == Availability.READY for encoder in with_file)
+
+    def confirmDownload(self, encoders: list[models.Encoder]) -> bool:
+        """Ask, with size and licence, whether the weights may be fetched."""
+        lines = [
+            _("{title}: {size}, licence {licence}").format(
+                title=encoder.title, size=models.megabytes(encoder.bytes), licence=encoder.licence or _("unknown")
+            )
+            for encoder in encoders
+        ]
+        text = _("The weights of the encoder are not on this computer. Download them now?")
+        return slicer.util.confirmOkCancelDisplay("\n".join([text, "", *lines]), _("Download weights"))
+
+    def download(self, encoders: list[models.Encoder], done) -> None:
+        """Fetch the weights in the worker, one encoder after the other; ``done(error or None)`` follows."""
+        self.downloading = bool(encoders)
+        if not encoders:
+            self._changed()
+            done(None)
+            return
+        first, *rest = encoders
+
+        def handle(event: dict) -> None:
+            if event["event"] == "progress":
+                percent = round(100 * event.get("fraction", 0))
+                self._say(_("Downloading {title}: {percent} %").format(title=first.title, percent=percent))
+            elif event["event"] == "result":
+                self.download(rest, done)
+            elif event["event"] == "error":
+                self.downloading = False
+                self._changed()
+                done(FoundationRegError(event["message"]))
+
+        self._channel().ask(handle, "download", encoder=first.id)
+
+    def _stateText(self, missing: list[models.Encoder]) -> str:
+        if not missing:
+            return _("Ready.")
+        texts = []
+        for encoder in missing:
+            values = {"title": encoder.title, "size": models.megabytes(encoder.bytes), "licence": encoder.licence}
+            if encoder.availability == Availability.FILE:
+                texts.append(_("{title} needs a file that you get yourself (licence {licence}).").format(**values))
+            elif encoder.availability == Availability.DOWNLOAD:
+                texts.append(_("{title}: download of {size}, licence {licence}.").format(**values))
+            else:
+                texts.append(_("{title}: {size}, licence {licence}; asked for at the first run.").format(**values))
+        return " ".join(texts)
+
+    def _fillEncoders(self) -> None:
+        combo = self._ui.encoderComboBox
+        blocked = combo.blockSignals(True)
+        combo.clear()
+        combo.addItem(_("As in the preset"), OWN_ENCODERS)
+        for encoder in models.encoders():
+            combo.addItem(encoder.title, encoder.id)
+            if encoder.entry is not None and encoder.entry.suits:
+                combo.setItemData(combo.count - 1, encoder.entry.suits, qt.Qt.ToolTipRole)
+        combo.blockSignals(blocked)
+
+    def _onAction(self, _clicked=False) -> None:
+        missing = self.missing()
+        if not missing:
+            return
+        if missing[0].availability == Availability.FILE:
+            self._onImport()
+        elif self.confirmDownload(missing):
+            self.download(missing, self._finished)
+            self.update()
+
+    def _finished(self, error: Exception | None) -> None:
+        self._say(str(error) if error is not None else _("The weights are ready."))
+        if error is not None:
+            slicer.util.errorDisplay(str(error))
+        self.update()
+
+    def _onShowFolder(self, _clicked=False) -> None:
+        place = models.folder()
+        place.mkdir(parents=True, exist_ok=True)
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(place)))
+
+    def _onChangeFolder(self, _clicked=False) -> None:
+        start = str(models.folder() or Path.home())
+        chosen = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder for encoder weights"), start)
+        if chosen:
+            self.setFolder(chosen)
+
+    def setFolder(self, path: str) -> None:
+        """Keep weights in another folder from now on, also after a restart."""
+        slicer.app.userSettings().setValue(models.FOLDER_SETTING, path)
+        weights.set_models_folder(path)
+        channel: Channel = self._channel()
+        if not channel.waiting:
+            channel.close()  # a warm worker still has the old folder
+        channel.process.environment["FOUNDATIONREG_MODELS"] = path
+        self._changed()
+        self.update()
+
+    def _onClearFolder(self, _clicked=False) -> None:
+        text = _("Remove the downloaded weights of all encoders ({size}) from {folder}?")
+        text = text.format(size=models.megabytes(models.installed_bytes()), folder=models.folder())
+        if slicer.util.confirmOkCancelDisplay(text, _("Clear weights")):
+            models.clear()
+            self._changed()
+            self.update()
+
+    def _target(self, ready: bool) -> models.Encoder | None:
+        """The chosen encoder that has weights, first one that is (not) ready."""
+        candidates = [encoder for encoder in self.chosen() if encoder.entry is not None and encoder.entry.weights]
+        candidates.sort(key=lambda encoder: (encoder.availability == Availability.READY) != ready)
+        return candidates[0] if candidates else None
+
+    def _onImport(self, _clicked=False) -> None:
+        encoder = self._target(ready=False)
+        if encoder is None:
+            return
+        title = _("Weights of {title} ({file})").format(title=encoder.title, file=encoder.entry.weights.file)
+        path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title)
+        if path:
+            self.importFile(encoder, path)
+
+    def importFile(self, encoder: models.Encoder, path: str) -> None:
+        """Take the weights from a file; its hash is checked in the worker, because that can take long."""
+        self._ask("import", _("Checking the file..."), encoder=encoder.id, file=path)
+
+    def _onRemove(self, _clicked=False) -> None:
+        encoder = self._target(ready=True)
+        text = _("Remove the weights of {title} from this computer?")
+        if encoder is not None and slicer.util.confirmOkCancelDisplay(text.format(title=encoder.title)):
+            self._ask("remove", _("Removing..."), encoder=encoder.id)
+
+    def _ask(self, command: str, doing: str, **values) -> None:
+        def handle(event: dict) -> None:
+            if event["event"] in ("result", "error"):
+                self._changed()
+                self._finished(FoundationRegError(event["message"]) if event["event"] == "error" else None)
+
+        self._say(doing)
+        self._channel().ask(handle, command, **values)

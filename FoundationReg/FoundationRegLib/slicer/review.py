@@ -1,0 +1,252 @@
+"""Judging a registration in the slice and 3-D views: fade, flicker, checkerboard, difference, deformation, features."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+import slicer
+
+from . import nodes, results
+
+
+class Mode(enum.Enum):
+    """How the two sides are shown together."""
+
+    FADE = "fade"
+    FLICKER = "flicker"
+    CHECKERBOARD = "checkerboard"
+    DIFFERENCE = "difference"
+    JACOBIAN = "jacobian"
+
+
+class Deformation(enum.Enum):
+    """How the transform itself is drawn."""
+
+    NONE = "none"
+    GRID = "grid"
+    ARROWS = "arrows"
+    CONTOURS = "contours"
+
+
+IMAGES = ""  # what to compare: the volumes themselves, or the features of an encoder by its id
+
+
+def encoders_of(owner) -> list[str]:
+    """Ids of the encoders whose features were kept with the result ``owner``."""
+    text = owner.GetAttribute(results.ENCODERS_ATTRIBUTE) if owner is not None else None
+    return [name for name in (text or "").split(";") if name]
+
+
+def find_owner(*candidates):
+    """The first of the nodes that holds the result of a registration whose volumes are still there."""
+    for node in candidates:
+        if node is not None and all(node.GetNodeReference(results.ROLE + side) for side in ("fixed", "moving")):
+            return node
+    return None
+
+
+class Review:
+    """Shows one result in all slice views. ``owner`` is its transform node, or its volume if there is no transform."""
+
+    def __init__(self, owner):
+        self.owner = owner
+        self.fixed = owner.GetNodeReference(results.ROLE + "fixed")
+        self.moving = owner.GetNodeReference(results.ROLE + "moving")
+        self.transform = owner if owner.IsA("vtkMRMLTransformNode") else None
+        self.warped = owner.GetNodeReference(results.ROLE + "warped") if self.transform else owner
+        self.after = True
+        self._followers: list = []
+        self._resampled: dict[bool, np.ndarray] = {}
+        self._shown = (Mode.FADE, 0.5, 20.0, IMAGES)
+        self._flicked = False
+
+    @property
+    def valid(self) -> bool:
+        """Whether all that is shown is still in the scene."""
+        return all(node is not None and node.GetScene() is not None for node in (self.owner, self.fixed, self.moving))
+
+    def set_after(self, after: bool) -> None:
+        """Show the moving side as registered, or as it lay before. Everything under the transform goes along."""
+        if after == self.after or not self.valid:
+            return
+        self.after = after
+        if self.transform is not None:
+            if not after:
+                self._followers = [
+                    node
+                    for node in slicer.util.getNodesByClass("vtkMRMLTransformableNode")
+                    if node.GetParentTransformNode() is self.transform
+                ]
+            initial = self.transform.GetNodeReference(results.INITIAL_ROLE)
+            target = self.transform if after else initial
+            for node in self._followers:
+                if node.GetScene() is not None:
+                    node.SetAndObserveTransformNodeID(target.GetID() if target else None)
+        self.show(*self._shown)
+
+    def show(self, mode: Mode, fade: float = 0.5, check_mm: float = 20.0, compare: str = IMAGES) -> None:
+        """Set all slice views to ``mode``. ``fade``: 0 shows the fixed, 1 the moving side. ``compare``: `IMAGES` or an
+        encoder's id. ``check_mm``: size of a field of the checkerboard."""
+        if not self.valid:
+            return
+        self._shown = (mode, fade, check_mm, compare)
+        fixed, moving = self._sides(compare)
+        if mode == Mode.JACOBIAN and self.transform is not None:
+            set_layers(self.fixed, self.jacobian_node(), fade)
+        elif mode == Mode.CHECKERBOARD:
+            set_layers(self._composed("checkerboard", compare, check_mm))
+        elif mode == Mode.DIFFERENCE:
+            set_layers(self._composed("difference", compare, check_mm))
+        elif mode == Mode.FLICKER:
+            set_layers(fixed, moving, float(self._flicked))
+        else:
+            set_layers(fixed, moving, fade)
+
+    def flick(self) -> None:
+        """Change sides; called by a timer."""
+        if self._shown[0] == Mode.FLICKER and self.valid:
+            self._flicked = not self._flicked
+            set_layers(foreground_opacity=float(self._flicked))
+
+    def close(self) -> None:
+        """Back to the registered state; what was only made to be looked at is removed."""
+        self.set_after(True)
+        for role in ("checkerboard", "difference"):
+            node = self.owner.GetNodeReference(results.ROLE + role) if self.owner is not None else None
+            if node is not None and node.GetScene() is not None:
+                slicer.mrmlScene.RemoveNode(node)
+
+    def jacobian_node(self):
+        """The Jacobian volume of the transform; computed when it is not in the scene."""
+        node = self.owner.GetNodeReference(results.ROLE + "jacobian")
+        if node is None and (grid := results.read_grid(self.transform)) is not None:
+            name = f"{self.owner.GetName()} Jacobian"
+            node = results.owned_node(self.owner, "jacobian", "vtkMRMLScalarVolumeNode", name)
+            determinant = results.jacobian_determinant(*grid)
+            results.set_jacobian(node, determinant, grid[1], self.fixed.GetParentTransformNode())
+        return node
+
+    def _sides(self, compare: str) -> tuple:
+        if compare != IMAGES:
+            pair = tuple(
+                self.owner.GetNodeReference(f"{results.ROLE}features.{compare}.{side}") for side in ("fixed", "moving")
+            )
+            if all(pair):
+                return pair
+        return self.fixed, self._moving_node()
+
+    def _moving_node(self):
+        """What stands for the moving side: itself under the transform, or the warped volume when it was left alone."""
+        if self.after and self.warped is not None:
+            applied = self.transform is not None and self.moving.GetParentTransformNode() is self.transform
+            if not applied:
+                return self.warped
+        return self.moving
+
+    def _composed(self, kind: str, compare: str, check_mm: float):
+        """The checkerboard or difference of both sides as a volume on the fixed (or the features') grid."""
+        fixed, moving = self._sides(compare)
+        if fixed is self.fixed:
+            if self.after not in self._resampled:
+                background = float(nodes.volume_array(self._moving_node()).min())
+                self._resampled[self.after] = nodes.resample(self._moving_node(), fixed, background=background)
+            second = normalized(self._resampled[self.after], moving)
+        else:
+            second = nodes.volume_array(moving)
+        first = normalized(nodes.volume_array(fixed), fixed) if fixed is self.fixed else nodes.volume_array(fixed)
+        color = first.ndim == 4
+        class_name = "vtkMRMLVectorVolumeNode" if color and kind == "checkerboard" else "vtkMRMLScalarVolumeNode"
+        node = results.owned_node(self.owner, kind, class_name, f"{self.owner.GetName()} {kind}")
+        node.SetSaveWithScene(False)
+        node.SetHideFromEditors(True)
+        grid, parent = nodes.volume_grid(fixed), self.fixed.GetParentTransformNode()
+        if kind == "checkerboard":
+            results.fill_volume(node, checkerboard(first, second, grid.spacing, check_mm), grid, parent)
+            node.GetDisplayNode().SetAutoWindowLevel(False)
+            node.GetDisplayNode().SetWindowLevel(255, 127.5)
+        else:
+            difference = first.astype(np.int16) - second
+            if color:
+                difference = np.linalg.norm(difference, axis=-1).astype(np.int16)
+            results.fill_volume(node, difference, grid, parent)
+            show_difference(node)
+        return node
+
+    def show_deformation(
+        self, how: Deformation, spacing_mm: float, scale_percent: float, in_slices: bool = True, in_3d: bool = False
+    ) -> None:
+        """Draw the transform. It shows where the moving anatomy goes, magnified by ``scale_percent`` / 100.
+
+        ``spacing_mm``: distance between lines or arrows; for contours the step from one level to the next.
+        """
+        if self.transform is None or not self.valid:
+            return
+        if self.transform.GetDisplayNode() is None:
+            self.transform.CreateDefaultDisplayNodes()
+        display = self.transform.GetDisplayNode()
+        shown = how != Deformation.NONE
+        with slicer.util.NodeModify(display):
+            if how == Deformation.GRID:
+                display.SetVisualizationMode(display.VIS_MODE_GRID)
+                display.SetGridSpacingMm(spacing_mm)
+                display.SetGridResolutionMm(max(spacing_mm / 5, 1.0))
+                display.SetGridScalePercent(scale_percent)
+            elif how == Deformation.ARROWS:
+                display.SetVisualizationMode(display.VIS_MODE_GLYPH)
+                display.SetGlyphType(display.GLYPH_TYPE_ARROW)
+                display.SetGlyphSpacingMm(spacing_mm)
+                display.SetGlyphScalePercent(scale_percent)
+            elif how == Deformation.CONTOURS:
+                display.SetVisualizationMode(display.VIS_MODE_CONTOUR)
+                levels = " ".join(f"{spacing_mm * n:g}" for n in range(1, 11))
+                display.SetContourLevelsMmFromString(levels)
+                display.SetContourResolutionMm(2.0)
+                display.SetContourOpacity(1.0 if in_3d else 0.8)
+            # Without a region the 3-D view shows nothing.
+            display.SetAndObserveRegionNode(self.fixed)
+            display.SetVisibility(shown and (in_slices or in_3d))
+            display.SetVisibility2D(shown and in_slices)
+            display.SetVisibility3D(shown and in_3d)
+
+
+def set_layers(background=None, foreground=None, foreground_opacity: float = 0.0) -> None:
+    """Set the layers of all slice views and link them. Without ``background`` only the opacity changes."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        with slicer.util.NodeModify(composite):
+            if background is not None:
+                composite.SetLinkedControl(True)
+                composite.SetBackgroundVolumeID(background.GetID())
+                composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
+            composite.SetForegroundOpacity(foreground_opacity)
+
+
+def normalized(array: np.ndarray, node) -> np.ndarray:
+    """Grey values as ``node`` shows them: its window becomes 0 to 255, uint8."""
+    display = node.GetDisplayNode()
+    if display is not None and display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        low = display.GetLevel() - display.GetWindow() / 2
+        high = display.GetLevel() + display.GetWindow() / 2
+    else:
+        low, high = np.percentile(array[:: max(1, array.shape[0] // 32)], (1, 99))
+    scale = 255.0 / max(high - low, 1e-6)
+    return np.clip((array.astype(np.float32) - low) * scale, 0, 255).astype(np.uint8)
+
+
+def checkerboard(first: np.ndarray, second: np.ndarray, spacing, size_mm: float) -> np.ndarray:
+    """Cubes of ``size_mm`` (z, y, x spacing in mm) that alternate between the two arrays (z, y, x[, colours])."""
+    planes = np.ogrid[tuple(slice(n) for n in first.shape[:3])]
+    parity = sum((plane * step / size_mm).astype(np.int32) for plane, step in zip(planes, spacing, strict=True)) % 2
+    return np.where(parity[..., None] if first.ndim == 4 else parity, second, first)
+
+
+def show_difference(node) -> None:
+    """Colours from blue (the moving side is brighter) over black (equal) to orange (the fixed side is brighter)."""
+    values = np.linspace(-1, 1, 256)[:, None]
+    rgb = np.abs(values) * np.where(values < 0, [0.25, 0.55, 1.0], [1.0, 0.55, 0.1])
+    colors = results.set_colors(node, "colors", "FoundationReg difference colors", np.hstack([rgb, np.ones((256, 1))]))
+    display = node.GetDisplayNode()
+    with slicer.util.NodeModify(display):
+        display.SetAndObserveColorNodeID(colors.GetID())
+        display.SetAutoWindowLevel(False)
+        display.SetWindowLevel(510, 0)

@@ -1,0 +1,120 @@
+"""A pair of volumes made on the spot, so that FoundationReg can be tried without network.
+
+A head-like phantom: the moving one has another contrast, lies turned on a coarser oblique grid, and is bent by a known
+smooth deformation of up to about 8 mm.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..grid import Grid
+
+FIXED_NAME, MOVING_NAME = "PhantomFixed", "PhantomMoving"
+# Grey values of air, skin, skull, cerebrospinal fluid, grey matter, white matter, deep nuclei and a lesion.
+FIXED_GREY = np.array([0, 330, 60, 90, 270, 400, 330, 180], np.float32)
+MOVING_GREY = np.array([0, 260, 40, 480, 330, 240, 290, 430], np.float32)
+
+
+def tissue(points: np.ndarray) -> np.ndarray:
+    """Tissue class (...) of LPS ``points`` (..., 3) in mm, an index into the grey values."""
+    x, y, z = np.moveaxis(points, -1, 0)
+
+    def ellipsoid(center, radii):
+        return np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip((x, y, z), center, radii, strict=True)))
+
+    folds = 0.035 * np.sin(x / 4.3) * np.sin(y / 5.1 + 1) * np.sin(z / 4.7) + 0.02 * np.sin((x + z) / 3.1 + y / 6.0)
+    head = ellipsoid((0, 0, 0), (74, 92, 82))
+    brain = ellipsoid((0, 2, 4), (62, 79, 68))
+    cortex = brain + folds
+    classes = np.zeros(head.shape, np.uint8)
+    classes[head < 1] = 1
+    classes[head < 0.95] = 2
+    classes[brain < 1.03] = 3
+    classes[cortex < 0.99] = 4
+    classes[cortex + folds < 0.84] = 5
+    classes[(np.abs(x) < 1.6 + 0.8 * np.sin(y / 9)) & (brain < 1) & (z > 12)] = 3
+    for side in (-1, 1):
+        classes[ellipsoid((side * 11, 2, 12), (5.5, 27, 8)) < 1] = 3
+        classes[ellipsoid((side * 13, -22 + 8, 2), (6, 10, 7)) < 1] = 6
+        classes[ellipsoid((side * 10, 12, -2), (8, 12, 8)) < 1] = 6
+        classes[ellipsoid((side * 32, -78, -18), (13, 13, 12)) < 1] = 3
+    classes[ellipsoid((26, 30, 22), (9, 8, 9)) < 1] = 7
+    return classes
+
+
+def true_displacement(points: np.ndarray) -> np.ndarray:
+    """LPS displacement (..., 3) in mm that takes each fixed point (..., 3) to its place in the moving phantom."""
+    x, y, z = np.moveaxis(points / np.array([74.0, 92.0, 82.0]), -1, 0)
+    bend = np.stack(
+        [
+            3.5 * np.sin(2.1 * y) * np.cos(1.3 * z) + 2.0,
+            4.0 * np.sin(1.9 * z + 0.5) * np.cos(1.7 * x) - 2.5,
+            4.5 * np.sin(1.8 * x + 0.4) * np.cos(1.6 * y) + 1.5,
+        ],
+        -1,
+    )
+    angle = np.radians(6.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    return points @ turn.T - points + bend
+
+
+def fixed_grid() -> Grid:
+    return _centered((80, 100, 84), (2.2, 2.0, 2.0), np.eye(3))
+
+
+def moving_grid() -> Grid:
+    tilt = np.radians(12.0)
+    axes = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    return _centered((68, 104, 90), (2.8, 2.0, 2.0), axes)
+
+
+def make_pair() -> dict[str, tuple[np.ndarray, Grid]]:
+    """Voxels (z, y, x), int16, and grid of the fixed and of the moving phantom."""
+    fixed, moving = fixed_grid(), moving_grid()
+    points = _points(moving)
+    # Where a moving point comes from: the inverse of the displacement, by fixed-point iteration.
+    origin = points.copy()
+    for _ in range(12):
+        origin = points - true_displacement(origin)
+    return {
+        FIXED_NAME: (_scan(tissue(_points(fixed)), FIXED_GREY, 1), fixed),
+        MOVING_NAME: (_scan(tissue(origin), MOVING_GREY, 2), moving),
+    }
+
+
+def load_pair(_source=None) -> list:
+    """Add the pair to the scene as volume nodes; replaces earlier ones of the same name. For Slicer's Sample Data."""
+    import slicer
+
+    from . import nodes, results
+
+    added = []
+    for name, (array, grid) in make_pair().items():
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", slicer.mrmlScene.GenerateUniqueName(name))
+        results.fill_volume(node, array, grid)
+        nodes.check_volume(node, "sample")
+        added.append(node)
+    return added
+
+
+def _centered(shape, spacing, axes) -> Grid:
+    """Grid around the origin; columns of ``axes`` (3, 3) are the LPS directions of x, y, z."""
+    direction = axes[:, ::-1]
+    origin = -direction @ ((np.array(shape) - 1) / 2 * spacing)
+    return Grid.from_axes(shape, spacing, origin, direction)
+
+
+def _points(grid: Grid) -> np.ndarray:
+    return grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
+
+
+def _scan(classes: np.ndarray, grey: np.ndarray, seed: int) -> np.ndarray:
+    """What a scanner would see: blurred edges, a little shading and noise."""
+    from scipy import ndimage
+
+    image = ndimage.gaussian_filter(grey[classes], 0.6)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape), indexing="ij")
+    image *= 1 + 0.08 * x * (-1) ** seed + 0.06 * z * y
+    image += np.random.default_rng(seed).normal(0, 8, image.shape)
+    return np.clip(np.rint(image), 0, 2000).astype(np.int16)
