@@ -1,0 +1,39 @@
+"""A small Qt host that loads a scripted Slicer module without Slicer.
+
+The scene, its nodes, logics, displayable managers and views are Slicer's own (wheels slicer-core and trame-slicer);
+what those wheels lack of Slicer is replaced here: PythonQt's ``qt``, ``ctk``, the qMRML widgets, ``slicer.app``, the base
+classes of scripted modules, parameter nodes and package installation. A stand-in behaves as Slicer's class does, and is
+never shaped to a module's code.
+
+    import Workbench
+    app = Workbench.start(headless=True)
+    widget = app.load_module("FoundationReg/FoundationReg.py")
+    app.screenshot("window.png")
+    app.close()
+
+``python -m Workbench MODULE.py`` opens it for a person.
+"""
+
+import os
+import sys
+
+_running = None
+
+
+def start(headless: bool = False):
+    """Start the workbench, or return the one that runs; there is one per process.
+
+    :param headless: draw in memory only, keep settings in a temporary folder, reject dialogs that nobody answers.
+    :returns: a :class:`Workbench.host.Workbench`.
+    """
+    global _running
+    if _running is None:
+        if headless:
+            os.environ["QT_QPA_PLATFORM"] = "offscreen"
+        if sys.platform.startswith("linux"):
+            # The views render offscreen in either case; EGL needs no X server.
+            os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
+        from .host import Workbench
+
+        _running = Workbench(headless)
+    return _running

@@ -1,0 +1,206 @@
+"""Stand-in for ``slicer.app`` (Base/QTCore/qSlicerCoreApplication.h, Base/QTGUI/qSlicerApplication.h)."""
+
+import importlib.metadata
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import stat
+import sys
+import tempfile
+import types
+
+import slicer
+from PySide6.QtCore import QProcessEnvironment, QSettings, Signal
+from PySide6.QtWidgets import QApplication
+
+from .iomanager import qSlicerCoreIOManager
+from .scripted import qSlicerModuleManager
+
+
+class qSlicerApplication(QApplication):
+    """The application: scene, logics, settings, paths."""
+
+    startupCompleted = Signal()
+    renderPaused = Signal(bool)
+    mrmlSceneChanged = Signal(object)
+    cppSignals = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
+
+    def __init__(self, folder: pathlib.Path, headless: bool):
+        """:param folder: a private folder for temporary files; headless, also for the settings."""
+        super().__init__(["Workbench"])
+        self._folder, self._testing, self._core = folder, False, None
+        self._moduleManager, self._ioManager = qSlicerModuleManager(), qSlicerCoreIOManager()
+        self._layoutManager = None
+        self._startupEnvironment = QProcessEnvironment.systemEnvironment()
+        QSettings.setDefaultFormat(QSettings.IniFormat)
+        if headless:
+            QSettings.setPath(QSettings.IniFormat, QSettings.UserScope, str(folder / "settings"))
+        self.setOrganizationName("FoundationReg")
+        self.setApplicationName("Workbench")
+        for name in ("temporary", "cache"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self._commandOptions = types.SimpleNamespace(noMainWindow=False, runPythonAndExit=False, testingEnabled=False)
+        _provide_python_slicer(folder / "bin")
+
+    def attach(self, core) -> None:
+        """Take over the scene and logics of a trame-slicer SlicerApp."""
+        self._core = core
+        core.app_logic.SetTemporaryPath(self.temporaryPath)
+        cache = core.scene.GetCacheManager()
+        if cache:
+            cache.SetRemoteCacheDirectory(self.cachePath)
+        self.mrmlSceneChanged.emit(core.scene)
+
+    # Names as in PythonQt: properties without parentheses.
+
+    applicationName = property(lambda self: "FoundationReg Workbench")
+    applicationVersion = property(lambda self: importlib.metadata.version("slicer-core"))
+    revision = repositoryRevision = property(lambda self: importlib.metadata.version("slicer-core"))
+    majorVersion = property(lambda self: int(self.applicationVersion.split(".")[0]))
+    minorVersion = property(lambda self: int(self.applicationVersion.split(".")[1]))
+    mainApplicationName = applicationName
+    slicerHome = property(lambda self: str(self._folder))
+    temporaryPath = property(lambda self: str(self._folder / "temporary"))
+    cachePath = property(lambda self: str(self._folder / "cache"))
+    defaultScenePath = startupWorkingPath = property(lambda self: os.getcwd())
+    extensionsInstallPath = property(lambda self: str(self._folder / "extensions"))
+    slicerUserSettingsFilePath = property(lambda self: self.userSettings().fileName())
+    os = property(lambda self: {"Linux": "linux", "Darwin": "macosx", "Windows": "win"}[platform.system()])
+    arch = property(lambda self: platform.machine())
+    platform = property(lambda self: f"{self.os}-{self.arch}")
+    isInstalled = property(lambda self: True)
+    documentationBaseUrl = property(lambda self: "https://slicer.readthedocs.io/en/latest/")
+
+    def mrmlScene(self):
+        return self._core.scene
+
+    def applicationLogic(self):
+        return self._core.app_logic
+
+    def moduleLogic(self, name):
+        return self._core.app_logic.GetModuleLogic(name)
+
+    def moduleManager(self):
+        return self._moduleManager
+
+    def coreIOManager(self):
+        return self._ioManager
+
+    ioManager = coreIOManager
+
+    def layoutManager(self):
+        return self._layoutManager
+
+    def setLayoutManager(self, manager):
+        self._layoutManager = manager
+
+    def commandOptions(self):
+        return self._commandOptions
+
+    def testingEnabled(self):
+        return self._testing
+
+    def userSettings(self):
+        return QSettings()
+
+    settings = userSettings
+
+    def revisionUserSettings(self):
+        return QSettings(QSettings.IniFormat, QSettings.UserScope, "FoundationReg", "Workbench-revision")
+
+    def startupEnvironment(self):
+        return self._startupEnvironment
+
+    def environment(self):
+        return QProcessEnvironment.systemEnvironment()
+
+    def setEnvironmentVariable(self, key, value):
+        os.environ[key] = value
+
+    def moduleDocumentationUrl(self, name):
+        return f"{self.documentationBaseUrl}user_guide/modules/{name.lower()}.html"
+
+    def translate(self, context, text, *_):
+        return text
+
+    def setRenderPaused(self, paused):
+        self._layoutManager.setRenderPaused(paused)
+        self.renderPaused.emit(paused)
+
+    def pauseRender(self):
+        self.setRenderPaused(True)
+
+    def resumeRender(self):
+        self.setRenderPaused(False)
+
+    def openNodeModule(self, node, role="", context=""):
+        logging.info("The workbench has no module to edit %s", node.GetName() if node else None)
+
+    def openExtensionsManagerDialog(self):
+        slicer.util.infoDisplay("The workbench has no extensions manager.")
+
+    def restart(self):
+        logging.warning("Please restart the workbench.")
+
+
+def _provide_python_slicer(folder: pathlib.Path) -> None:
+    """Slicer puts the executable PythonSlicer on the path; here it starts the Python that runs the workbench."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        (folder / "PythonSlicer.bat").write_text(f'@"{sys.executable}" %*\n', encoding="utf-8")
+    else:
+        script = folder / "PythonSlicer"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def make_folder() -> pathlib.Path:
+    return pathlib.Path(tempfile.mkdtemp(prefix="FoundationRegWorkbench-"))
+
+
+def remove_folder(folder: pathlib.Path) -> None:
+    entries = os.environ.get("PATH", "").split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(entry for entry in entries if entry != str(folder / "bin"))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class BuiltInModule:
+    """A module of Slicer of which the workbench has the logic only."""
+
+    def __init__(self, name: str, logic):
+        self.name, self.title, self.path, self._logic = name, name, "", logic
+
+    def logic(self):
+        return self._logic
+
+    def widgetRepresentation(self):
+        return None
+
+
+def built_in_modules(core) -> list[BuiltInModule]:
+    """The modules whose logics come with slicer-core, each logic connected to the scene and registered."""
+    registered = {
+        "Volumes": core.volumes_logic,
+        "Segmentations": core.segmentations_logic,
+        "SubjectHierarchy": core.subject_hierarchy_logic,
+        "Markups": core.app_logic.GetModuleLogic("Markups"),
+        "VolumeRendering": core.app_logic.GetModuleLogic("VolumeRendering"),
+        "CropVolume": core.app_logic.GetModuleLogic("CropVolume"),
+        "Colors": core.color_logic,
+        "Data": core.data_logic,
+    }
+    new = {
+        "Transforms": slicer.vtkSlicerTransformLogic(),
+        "Models": slicer.vtkSlicerModelsLogic(),
+        "Tables": slicer.vtkSlicerTablesLogic(),
+        "Plots": slicer.vtkSlicerPlotsLogic(),
+        "Texts": slicer.vtkSlicerTextsLogic(),
+        "Sequences": slicer.vtkSlicerSequencesLogic(),
+        "Units": slicer.vtkSlicerUnitsLogic(),
+    }
+    for name, logic in new.items():
+        registered[name] = core.register_module_logic(logic, logic_name=name)
+    return [BuiltInModule(name, logic) for name, logic in registered.items() if logic is not None]

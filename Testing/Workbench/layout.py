@@ -1,0 +1,415 @@
+"""View widgets with their controls, and the layout manager that arranges them as the scene's layout node says."""
+
+import xml.etree.ElementTree as ElementTree
+
+import slicer
+import vtk
+from PySide6.QtCore import Property, QObject, QPoint, Qt, Signal
+from PySide6.QtGui import QColor
+from PySide6.QtWidgets import (
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QSplitter,
+    QTabWidget,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from .mrmlwidgets import Observations, qMRMLSliderWidget, qMRMLWidget
+from .renderview import make_slice_view, make_threed_view, qMRMLSliceView, qMRMLThreeDView
+from .viewcontrols import SliceLayersPopup
+from .viewdata import qMRMLPlotWidget, qMRMLTableWidget
+
+
+def _apply_properties(node, properties: dict[str, str]) -> None:
+    """The <property> elements of a view in a layout description (vtkMRMLLayoutLogic::ApplyProperty)."""
+    if "orientation" in properties:
+        node.SetOrientation(properties["orientation"])
+    if "viewlabel" in properties:
+        node.SetLayoutLabel(properties["viewlabel"])
+    if "viewgroup" in properties:
+        node.SetViewGroup(int(properties["viewgroup"]))
+    if "viewcolor" in properties:
+        node.SetLayoutColor(*QColor(properties["viewcolor"]).getRgbF()[:3])
+
+
+def _color_name(node) -> str:
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in node.GetLayoutColor())
+
+
+def _bar(*widgets) -> QWidget:
+    """The coloured strip above a view: its label, then its controls."""
+    bar = QWidget()
+    bar.setObjectName("ViewBar")
+    layout = QHBoxLayout(bar)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(3)
+    label = QLabel()
+    label.setObjectName("ViewLabel")
+    label.setAlignment(Qt.AlignCenter)
+    label.setMinimumWidth(22)
+    layout.addWidget(label)
+    for widget in widgets:
+        layout.addWidget(widget, 1 if isinstance(widget, qMRMLSliderWidget) else 0)
+    return bar
+
+
+def _show_label(bar: QWidget, node) -> None:
+    label = bar.findChild(QLabel, "ViewLabel")
+    label.text = node.GetLayoutLabel() or node.GetLayoutName()
+    label.styleSheet = f"background: {_color_name(node)}; color: black; font-weight: bold; padding: 2px 5px;"
+
+
+def _tool(text: str, tip: str, action) -> QToolButton:
+    button = QToolButton()
+    button.setAutoRaise(True)
+    button.text = text
+    button.toolTip = tip
+    button.clicked.connect(lambda: action())
+    return button
+
+
+class qMRMLSliceControllerWidget(qMRMLWidget):
+    """Offset slider, orientation, fit, and the layers of one slice view."""
+
+    def __init__(self, slice_widget):
+        super().__init__(slice_widget)
+        self._sliceWidget = slice_widget
+        self._updating = False
+        self._slider = qMRMLSliderWidget()
+        self._slider.setObjectName("SliceOffsetSlider")
+        self._slider.suffix = " mm"
+        self._slider.toolTip = "Position of the slice"
+        self._layers = SliceLayersPopup(slice_widget)
+        self._layersButton = _tool("Layers", "Background and foreground volume of this view", self._show_layers)
+        fit = _tool("Fit", "Fit the slice to the view", slice_widget.fitSliceToBackground)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(_bar(self._slider, fit, self._layersButton))
+        self._slider.valueChanged.connect(self._on_slider)
+        self._observations = Observations(self)
+        for subject in (slice_widget.mrmlSliceNode(), slice_widget.sliceLogic()):
+            self._observations.add(subject, vtk.vtkCommand.ModifiedEvent, "_update")
+        self._update()
+
+    def sliceOffsetSlider(self):
+        return self._slider
+
+    def _show_layers(self):
+        self._layers.refresh()
+        self._layers.move(self._layersButton.mapToGlobal(QPoint(0, self._layersButton.height)))
+        self._layers.show()
+
+    def _on_slider(self, value):
+        if self._updating:
+            return
+        logic = self._sliceWidget.sliceLogic()
+        logic.StartSliceOffsetInteraction()
+        logic.SetSliceOffset(value)
+        logic.EndSliceOffsetInteraction()
+
+    def _update(self, *_):
+        logic, limits, resolution = self._sliceWidget.sliceLogic(), [-1.0, -1.0], vtk.reference(1.0)
+        if not logic.GetSliceOffsetRangeResolution(limits, resolution):
+            return
+        offset, step = logic.GetSliceOffset(), resolution.get()
+        self._updating = True
+        try:
+            self._slider.decimals = 2
+            self._slider.singleStep = step if step > 0 else 1.0
+            self._slider.minimum = min(limits[0], offset)
+            self._slider.maximum = max(limits[1], offset)
+            self._slider.value = offset
+        finally:
+            self._updating = False
+
+
+class qMRMLSliceWidget(qMRMLWidget):
+    """A slice view with its controls (Libs/MRML/Widgets/qMRMLSliceWidget.h)."""
+
+    def __init__(self, scene, app_logic, name):
+        super().__init__()
+        self._view = make_slice_view(scene, app_logic, name)
+        self._canvas = qMRMLSliceView(self._view, self)
+        self._controller = qMRMLSliceControllerWidget(self)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(self._controller)
+        layout.addWidget(self._canvas, 1)
+        self.setMRMLScene(scene)
+        self.showViewNode()
+
+    def showViewNode(self) -> None:
+        """Show the label and colour of the view node."""
+        _show_label(self._controller, self.mrmlSliceNode())
+
+    sliceViewName = Property(str, lambda self: self.mrmlSliceNode().GetLayoutName())
+    sliceViewLabel = Property(str, lambda self: self.mrmlSliceNode().GetLayoutLabel())
+    sliceOrientation = Property(
+        str,
+        lambda self: self.mrmlSliceNode().GetOrientation(),
+        lambda self, name: self.mrmlSliceNode().SetOrientation(name),
+    )
+
+    def sliceView(self):
+        return self._canvas
+
+    viewWidget = sliceView
+
+    def sliceLogic(self):
+        return self._view._logic
+
+    logic = sliceLogic
+
+    def sliceController(self):
+        return self._controller
+
+    controllerWidget = sliceController
+
+    def mrmlSliceNode(self):
+        return self._view.get_view_node()
+
+    mrmlAbstractViewNode = mrmlSliceNode
+
+    def mrmlSliceCompositeNode(self):
+        return self.sliceLogic().GetSliceCompositeNode()
+
+    def setSliceOrientation(self, orientation):
+        self.mrmlSliceNode().SetOrientation(orientation)
+
+    def interactorStyle(self):
+        return self._view.interactor_style()
+
+    def fitSliceToBackground(self):
+        logic = self.sliceLogic()
+        logic.StartSliceNodeInteraction(slicer.vtkMRMLSliceNode.ResetFieldOfViewFlag)
+        logic.FitSliceToBackground()
+        logic.EndSliceNodeInteraction()
+
+
+class qMRMLThreeDWidget(qMRMLWidget):
+    """A 3-D view with its controls (Libs/MRML/Widgets/qMRMLThreeDWidget.h)."""
+
+    def __init__(self, scene, app_logic, name):
+        super().__init__()
+        self._view = make_threed_view(scene, app_logic, name)
+        self._canvas = qMRMLThreeDView(self._view, self)
+        turns = [
+            _tool(label, f"Look from {name}", lambda axis=axis: self._canvas.rotateToViewAxis(axis))
+            for axis, (label, name) in enumerate(
+                (("L", "left"), ("R", "right"), ("P", "back"), ("A", "front"), ("I", "below"), ("S", "above"))
+            )
+        ]
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        bar = _bar(_tool("Center", "Center the view", self._center), *turns)
+        bar.layout().addStretch(1)
+        layout.addWidget(bar)
+        layout.addWidget(self._canvas, 1)
+        self.setMRMLScene(scene)
+        self.showViewNode()
+
+    def showViewNode(self) -> None:
+        """Show the label and colour of the view node."""
+        _show_label(self, self.mrmlViewNode())
+
+    def _center(self):
+        self._canvas.resetFocalPoint()
+        self._view.reset_camera()
+        self._canvas.scheduleRender()
+
+    def threeDView(self):
+        return self._canvas
+
+    viewWidget = threeDView
+
+    def mrmlViewNode(self):
+        return self._view.get_view_node()
+
+    mrmlAbstractViewNode = mrmlViewNode
+
+    def viewLogic(self):
+        return self._view._logic
+
+    logic = viewLogic
+
+
+class qMRMLLayoutManager(QObject):
+    """Arranges the views by the layout description of the scene's layout node (qMRMLLayoutManager.h)."""
+
+    layoutChanged = Signal(int)
+    cppSignals = {"layoutChanged(int)": "layoutChanged"}
+    _classes = {
+        "vtkMRMLSliceNode": qMRMLSliceWidget,
+        "vtkMRMLViewNode": qMRMLThreeDWidget,
+        "vtkMRMLTableViewNode": qMRMLTableWidget,
+        "vtkMRMLPlotViewNode": qMRMLPlotWidget,
+    }
+
+    def __init__(self, scene, app_logic, viewport: QWidget):
+        super().__init__(viewport)
+        self._scene, self._appLogic, self._viewport = scene, app_logic, viewport
+        self._widgets, self._shown, self._arranged = {}, [], None
+        self._grid = QGridLayout(viewport)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        # A view logic cannot be given another node later: make the 3-D view before the layout makes its node.
+        self._widgets["vtkMRMLViewNode", "1"] = qMRMLThreeDWidget(scene, app_logic, "1")
+        self._logic = slicer.vtkMRMLLayoutLogic()
+        self._logic.SetMRMLApplicationLogic(app_logic)
+        self._logic.SetMRMLScene(scene)
+        self._observations = Observations(self)
+        self._observations.add(self._logic.GetLayoutNode(), vtk.vtkCommand.ModifiedEvent, "_arrange")
+
+    layout = Property(int, lambda self: self._logic.GetLayoutNode().GetViewArrangement(), lambda s, v: s.setLayout(v))
+    threeDViewCount = Property(int, lambda self: len(self._of_class(qMRMLThreeDWidget)))
+    tableViewCount = Property(int, lambda self: len(self._of_class(qMRMLTableWidget)))
+    plotViewCount = Property(int, lambda self: len(self._of_class(qMRMLPlotWidget)))
+
+    def _arrange(self, *_):
+        """Rebuild the arrangement, keeping the view widgets that exist."""
+        description = self._logic.GetLayoutNode().GetCurrentLayoutDescription()
+        if not description or (self.layout, description) == self._arranged:
+            return
+        self._arranged = (self.layout, description)
+        root = ElementTree.fromstring(description)
+        layout = root.find("layout") if root.tag == "viewports" else root
+        self._shown = []
+        old = self._grid.itemAt(0)
+        content = self._build(layout)
+        if old:
+            self._grid.removeItem(old)
+        self._grid.addWidget(content, 0, 0)
+        for widget in self._widgets.values():
+            widget.setVisible(widget in self._shown)
+            widget.mrmlAbstractViewNode().SetMappedInLayout(widget in self._shown)
+        if old:
+            for widget in self._widgets.values():
+                if widget not in self._shown:
+                    widget.setParent(self._viewport)
+                    widget.hide()
+            old.widget().deleteLater()
+        self.layoutChanged.emit(self.layout)
+
+    def _build(self, element) -> QWidget:
+        if element.tag == "view":
+            return self._view_widget(element)
+        kind = element.get("type", "horizontal")
+        items = [(item, self._build(next(iter(item)))) for item in element.findall("item")]
+        if kind == "tab":
+            box = QTabWidget()
+            for item, widget in items:
+                box.addTab(widget, item.get("name", ""))
+        elif kind == "grid":
+            box = QWidget()
+            grid = QGridLayout(box)
+            grid.setContentsMargins(0, 0, 0, 0)
+            grid.setSpacing(2)
+            for item, widget in items:
+                place = (int(item.get(name, default)) for name, default in zip(_GRID_PLACE, (0, 0, 1, 1), strict=True))
+                grid.addWidget(widget, *place)
+        else:
+            box = QSplitter(Qt.Vertical if kind == "vertical" else Qt.Horizontal)
+            box.setChildrenCollapsible(False)
+            box.setHandleWidth(3)
+            for item, widget in items:
+                box.addWidget(widget)
+                box.setStretchFactor(box.indexOf(widget), 1)
+            box.setSizes([int(item.get("splitSize", 0)) or 1000 for item, _ in items])
+        return box
+
+    def _view_widget(self, element) -> QWidget:
+        class_name, tag = element.get("class"), element.get("singletontag", "1")
+        widget = self._widgets.get((class_name, tag))
+        if widget is None:
+            properties = {item.get("name"): (item.text or "").strip() for item in element.findall("property")}
+            widget = self._classes[class_name](self._scene, self._appLogic, tag)
+            _apply_properties(widget.mrmlAbstractViewNode(), properties)
+            widget.showViewNode()
+            self._widgets[class_name, tag] = widget
+        self._shown.append(widget)
+        return widget
+
+    def _of_class(self, cls):
+        return [widget for widget in self._shown if type(widget) is cls]
+
+    # Invokable methods
+
+    def mrmlScene(self):
+        return self._scene
+
+    def viewport(self):
+        return self._viewport
+
+    def layoutLogic(self):
+        return self._logic
+
+    def setLayout(self, layout):
+        self._logic.GetLayoutNode().SetViewArrangement(layout)
+        self._arrange()
+
+    def sliceViewNames(self):
+        return [widget.sliceViewName for widget in self._of_class(qMRMLSliceWidget)]
+
+    def sliceWidget(self, name):
+        return self._widgets.get(("vtkMRMLSliceNode", name))
+
+    def threeDWidget(self, which):
+        if isinstance(which, str):
+            return self._widgets.get(("vtkMRMLViewNode", which))
+        shown = self._of_class(qMRMLThreeDWidget)
+        return shown[which] if which < len(shown) else None
+
+    def tableWidget(self, index):
+        return self._of_class(qMRMLTableWidget)[index]
+
+    def plotWidget(self, index):
+        return self._of_class(qMRMLPlotWidget)[index]
+
+    def viewWidgets(self):
+        return list(self._shown)
+
+    def viewWidget(self, node):
+        return next((w for w in self._widgets.values() if w.mrmlAbstractViewNode() is node), None)
+
+    def mrmlSliceLogics(self):
+        return self._appLogic.GetSliceLogics()
+
+    def mrmlViewLogics(self):
+        return self._appLogic.GetViewLogics()
+
+    def mrmlColorLogic(self):
+        return self._appLogic.GetColorLogic()
+
+    def activeMRMLThreeDViewNode(self):
+        widgets = self._of_class(qMRMLThreeDWidget)
+        return widgets[0].mrmlViewNode() if widgets else None
+
+    def resetSliceViews(self):
+        for widget in self._of_class(qMRMLSliceWidget):
+            widget.sliceLogic().FitSliceToBackground()
+
+    def resetThreeDViews(self):
+        for widget in self._of_class(qMRMLThreeDWidget):
+            widget._center()
+
+    def setRenderPaused(self, paused):
+        for widget in self._widgets.values():
+            if isinstance(widget, (qMRMLSliceWidget, qMRMLThreeDWidget)):
+                widget.viewWidget().setPaused(paused)
+
+    def pauseRender(self):
+        self.setRenderPaused(True)
+
+    def resumeRender(self):
+        self.setRenderPaused(False)
+
+
+class qSlicerLayoutManager(qMRMLLayoutManager):
+    """The application's layout manager (Base/QTGUI/qSlicerLayoutManager.h)."""
+
+
+_GRID_PLACE = ("row", "column", "rowspan", "colspan")

@@ -1,0 +1,461 @@
+"""How values of each type lie in the text parameters and node references of a vtkMRMLScriptedModuleNode."""
+
+import collections.abc
+import enum
+import pathlib
+import typing
+
+import slicer
+
+from . import annotations as notes
+from .annotations import IsInstance, IsNone, NotNone, Validator
+
+_registered: list[type] = []
+
+
+class Serializer:
+    """Writes and reads one type; ``name`` is the parameter's name in the node."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        raise NotImplementedError
+
+    @staticmethod
+    def create(type_):
+        raise NotImplementedError
+
+    def default(self):
+        raise NotImplementedError
+
+    def isIn(self, node, name: str) -> bool:
+        return bool(node.HasParameter(name))
+
+    def write(self, node, name: str, value) -> None:
+        node.SetParameter(name, str(value))
+
+    def read(self, node, name: str):
+        raise NotImplementedError
+
+    def remove(self, node, name: str) -> None:
+        node.UnsetParameter(name)
+
+    def supportsCaching(self) -> bool:
+        return False
+
+
+class ValidatedSerializer(Serializer):
+    """A serializer with validators in front."""
+
+    def __init__(self, serializer, validators):
+        inner = isinstance(serializer, ValidatedSerializer)
+        self.serializer = serializer.serializer if inner else serializer
+        self.validators = (serializer.validators if inner else []) + list(validators)
+
+    def validate(self, value) -> None:
+        for validator in self.validators:
+            validator.validate(value)
+
+    def default(self):
+        return self.serializer.default()
+
+    def isIn(self, node, name):
+        return self.serializer.isIn(node, name)
+
+    def write(self, node, name, value):
+        self.validate(value)
+        self.serializer.write(node, name, value)
+
+    def read(self, node, name):
+        return self.serializer.read(node, name)
+
+    def remove(self, node, name):
+        self.serializer.remove(node, name)
+
+
+def parameterNodeSerializer(classtype=None):
+    """Class decorator: offer another serializer."""
+
+    def register(cls):
+        _registered.append(cls)
+        return cls
+
+    return register if classtype is None else register(classtype)
+
+
+def create_serializer(annotated) -> tuple[ValidatedSerializer, list]:
+    """The serializer of a possibly annotated type, and the annotations that it did not use."""
+    actual, annotations = notes.split(annotated)
+    validators = [a for a in annotations if isinstance(a, Validator)]
+    explicit = [a for a in annotations if isinstance(a, Serializer)]
+    unused = [a for a in annotations if a not in validators and a not in explicit]
+    if explicit:
+        return ValidatedSerializer(explicit[0], validators), unused
+    for factory in _registered:
+        if factory.canSerialize(actual):
+            return ValidatedSerializer(factory.create(actual), validators), unused
+    raise Exception(f"Unable to create serializer for type: {actual}")
+
+
+class _Plain(Serializer):
+    """One value in one parameter."""
+
+    types: tuple = ()
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    @classmethod
+    def canSerialize(cls, type_) -> bool:
+        return type_ in cls.types
+
+    @classmethod
+    def create(cls, type_):
+        return ValidatedSerializer(cls(type_), [NotNone(), IsInstance((int, float) if type_ is float else type_)])
+
+    def default(self):
+        return self.kind()
+
+    def read(self, node, name):
+        return self.kind(node.GetParameter(name))
+
+
+@parameterNodeSerializer
+class NumberSerializer(_Plain):
+    types = (int, float)
+
+
+@parameterNodeSerializer
+class StringSerializer(_Plain):
+    types = (str,)
+
+
+@parameterNodeSerializer
+class PathSerializer(_Plain):
+    types = (
+        pathlib.Path,
+        pathlib.PosixPath,
+        pathlib.WindowsPath,
+        pathlib.PurePath,
+        pathlib.PurePosixPath,
+        pathlib.PureWindowsPath,
+    )
+
+
+@parameterNodeSerializer
+class BoolSerializer(_Plain):
+    types = (bool,)
+
+    def write(self, node, name, value):
+        node.SetParameter(name, "True" if value else "False")
+
+    def read(self, node, name):
+        return node.GetParameter(name) == "True"
+
+
+@parameterNodeSerializer
+class EnumSerializer(_Plain):
+    """By member name."""
+
+    @classmethod
+    def canSerialize(cls, type_) -> bool:
+        return isinstance(type_, type) and issubclass(type_, enum.Enum)
+
+    @classmethod
+    def create(cls, type_):
+        return ValidatedSerializer(cls(type_), [IsInstance(type_)])
+
+    def default(self):
+        return next(iter(self.kind))
+
+    def write(self, node, name, value):
+        node.SetParameter(name, value.name)
+
+    def read(self, node, name):
+        key = node.GetParameter(name)
+        if key not in self.kind.__members__:
+            raise ValueError(f"Found {key!r} in parameter node but it is not a name in {self.kind!r}")
+        return self.kind[key]
+
+
+@parameterNodeSerializer
+class NodeSerializer(Serializer):
+    """As a node reference; the parameter of the same name only tells that a value, perhaps None, was set."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return isinstance(type_, type) and issubclass(type_, slicer.vtkMRMLNode)
+
+    @staticmethod
+    def create(type_):
+        return ValidatedSerializer(NodeSerializer(), [IsInstance(type_)])
+
+    def default(self):
+        return None
+
+    def write(self, node, name, value):
+        node.SetParameter(name, "")
+        node.SetNodeReferenceID(name, value.GetID() if value is not None else None)
+
+    def read(self, node, name):
+        return node.GetNodeReference(name)
+
+    def remove(self, node, name):
+        node.UnsetParameter(name)
+        node.RemoveNodeReferenceIDs(name)
+
+
+class ObservedList(collections.abc.MutableSequence):
+    """A list that writes itself back to the parameter node when it changes."""
+
+    def __init__(self, node, serializer, name, values):
+        self._node, self._serializer, self._name, self._list = node, serializer, name, values
+
+    def _save(self):
+        try:
+            self._serializer.write(self._node, self._name, self._list)
+        finally:
+            self._list = self._serializer.read(self._node, self._name)._list
+
+    def __len__(self):
+        return len(self._list)
+
+    def __getitem__(self, index):
+        return self._list[index]
+
+    def __setitem__(self, index, value):
+        self._list[index] = value
+        self._save()
+
+    def __delitem__(self, index):
+        del self._list[index]
+        self._save()
+
+    def insert(self, index, value):
+        self._list.insert(index, value)
+        self._save()
+
+    def sort(self, **arguments):
+        self._list.sort(**arguments)
+        self._save()
+
+    def __eq__(self, other):
+        return self._list == (other._list if isinstance(other, ObservedList) else other)
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"ObservedList({self._list})"
+
+
+@parameterNodeSerializer
+class ListSerializer(Serializer):
+    """``name.len`` and ``name.0``, ``name.1``..."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return type_ is list or typing.get_origin(type_) is list
+
+    @staticmethod
+    def create(type_):
+        return ListSerializer(create_serializer(*typing.get_args(type_))[0])
+
+    def __init__(self, element):
+        self._element = element
+
+    def default(self):
+        return []
+
+    def _length(self, node, name):
+        return int(node.GetParameter(f"{name}.len")) if self.isIn(node, name) else 0
+
+    def isIn(self, node, name):
+        return bool(node.HasParameter(f"{name}.len"))
+
+    def write(self, node, name, values):
+        with slicer.util.NodeModify(node):
+            before = list(self.read(node, name)) if self.isIn(node, name) else None
+            old_length = self._length(node, name)
+            try:
+                for index, value in enumerate(values):
+                    self._element.write(node, f"{name}.{index}", value)
+            except Exception:
+                if before is None:
+                    self.remove(node, name)
+                else:
+                    self.write(node, name, before)
+                raise
+            node.SetParameter(f"{name}.len", str(len(values)))
+            for index in range(len(values), old_length):
+                self._element.remove(node, f"{name}.{index}")
+
+    def read(self, node, name):
+        values = [self._element.read(node, f"{name}.{index}") for index in range(self._length(node, name))]
+        return ObservedList(node, self, name, values)
+
+    def remove(self, node, name):
+        for index in range(self._length(node, name)):
+            self._element.remove(node, f"{name}.{index}")
+        node.UnsetParameter(f"{name}.len")
+
+
+@parameterNodeSerializer
+class TupleSerializer(Serializer):
+    """``name.0``, ``name.1``..."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return typing.get_origin(type_) is tuple
+
+    @staticmethod
+    def create(type_):
+        return TupleSerializer([create_serializer(argument)[0] for argument in typing.get_args(type_)])
+
+    def __init__(self, serializers):
+        self._serializers = serializers
+
+    def default(self):
+        return tuple(serializer.default() for serializer in self._serializers)
+
+    def isIn(self, node, name):
+        return self._serializers[0].isIn(node, f"{name}.0")
+
+    def write(self, node, name, values):
+        values = tuple(values)
+        if len(values) != len(self._serializers):
+            raise ValueError("Unexpected number of tuple values")
+        with slicer.util.NodeModify(node):
+            for index, (serializer, value) in enumerate(zip(self._serializers, values, strict=True)):
+                serializer.write(node, f"{name}.{index}", value)
+
+    def read(self, node, name):
+        return tuple(serializer.read(node, f"{name}.{i}") for i, serializer in enumerate(self._serializers))
+
+    def remove(self, node, name):
+        for index, serializer in enumerate(self._serializers):
+            serializer.remove(node, f"{name}.{index}")
+
+
+class ObservedDict(collections.abc.MutableMapping):
+    """A dictionary that writes itself back to the parameter node when it changes."""
+
+    def __init__(self, node, serializer, name, values):
+        self._node, self._serializer, self._name, self._dict = node, serializer, name, values
+
+    def _save(self):
+        self._serializer.write(self._node, self._name, self._dict)
+
+    def __getitem__(self, key):
+        return self._dict[key]
+
+    def __setitem__(self, key, value):
+        self._dict[key] = value
+        self._save()
+
+    def __delitem__(self, key):
+        del self._dict[key]
+        self._save()
+
+    def __iter__(self):
+        return iter(self._dict)
+
+    def __len__(self):
+        return len(self._dict)
+
+    def __repr__(self):
+        return f"ObservedDict({self._dict})"
+
+
+@parameterNodeSerializer
+class DictSerializer(ListSerializer):
+    """As a list of pairs."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return typing.get_origin(type_) is dict
+
+    @staticmethod
+    def create(type_):
+        return DictSerializer(TupleSerializer([create_serializer(a)[0] for a in typing.get_args(type_)]))
+
+    def default(self):
+        return {}
+
+    def write(self, node, name, values):
+        super().write(node, name, list(values.items()) if isinstance(values, collections.abc.Mapping) else values)
+
+    def read(self, node, name):
+        pairs = [self._element.read(node, f"{name}.{index}") for index in range(self._length(node, name))]
+        return ObservedDict(node, self, name, dict(pairs))
+
+
+@parameterNodeSerializer
+class NoneSerializer(Serializer):
+    """The None of a union."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return type_ is type(None)
+
+    @staticmethod
+    def create(type_):
+        return ValidatedSerializer(NoneSerializer(), [IsNone()])
+
+    def default(self):
+        return None
+
+    def read(self, node, name):
+        return None
+
+    def write(self, node, name, value):
+        node.SetParameter(name, "True")
+
+
+@parameterNodeSerializer
+class UnionSerializer(Serializer):
+    """``name.<index of the type>``."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return notes.is_union(type_)
+
+    @staticmethod
+    def create(type_):
+        return UnionSerializer([create_serializer(argument)[0] for argument in typing.get_args(type_)])
+
+    def __init__(self, serializers):
+        self._serializers = [ValidatedSerializer(serializer, []) for serializer in serializers]
+
+    def default(self):
+        last = self._serializers[-1].serializer
+        optional = len(self._serializers) == 2 and isinstance(last, NoneSerializer)
+        return None if optional else self._serializers[0].default()
+
+    def isIn(self, node, name):
+        return any(serializer.isIn(node, f"{name}.{i}") for i, serializer in enumerate(self._serializers))
+
+    def _index(self, value):
+        problem = TypeError(f"Unable to write value {value!r} of type {type(value)}")
+        for index, serializer in enumerate(self._serializers):
+            if serializer.serializer.canSerialize(type(value)):
+                try:
+                    serializer.validate(value)
+                    return index
+                except (TypeError, ValueError) as error:
+                    problem = error
+        raise problem
+
+    def write(self, node, name, value):
+        index = self._index(value)
+        with slicer.util.NodeModify(node):
+            self.remove(node, name)
+            self._serializers[index].write(node, f"{name}.{index}", value)
+
+    def read(self, node, name):
+        for index, serializer in enumerate(self._serializers):
+            if serializer.isIn(node, f"{name}.{index}"):
+                return serializer.read(node, f"{name}.{index}")
+        raise KeyError(f"Unable to find value for name: {name}")
+
+    def remove(self, node, name):
+        for index, serializer in enumerate(self._serializers):
+            serializer.remove(node, f"{name}.{index}")

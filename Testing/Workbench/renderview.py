@@ -1,0 +1,300 @@
+"""Qt widgets that show Slicer's real slice and 3-D views.
+
+The wheels' own render windows cannot live inside a Qt window. Each view therefore renders offscreen, its frame is
+painted in a widget, and the widget passes mouse, wheel and key events to the view's VTK interactor, so that Slicer's
+own interaction (scroll, window and level, pan, zoom, crosshair, rotate) works.
+"""
+
+import contextlib
+
+import numpy as np
+import slicer
+import trame_slicer.views.abstract_view as abstract_view
+import vtk
+from PySide6.QtCore import QSize, Qt, QTimer, Signal
+from PySide6.QtGui import QImage, QPainter
+from PySide6.QtWidgets import QApplication, QSizePolicy, QWidget
+from trame_slicer.views import SliceView, ThreeDView
+from trame_slicer.views.render_scheduler import ScheduledRenderStrategy
+from vtk.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkRenderingUI import vtkGenericRenderWindowInteractor
+
+
+class _RenderLater(ScheduledRenderStrategy):
+    """Marks the widget as outdated; it renders when Qt paints it."""
+
+    def __init__(self, widget):
+        super().__init__()
+        self._widget = widget
+
+    def schedule_render(self):
+        self._widget.scheduleRender()
+
+
+@contextlib.contextmanager
+def _embedded_interactor():
+    """Views made here get an interactor that is driven by Qt, and keep silent about VTK 9.6's renamed event."""
+    original, abstract_view.vtkRenderWindowInteractor = (
+        abstract_view.vtkRenderWindowInteractor,
+        vtkGenericRenderWindowInteractor,
+    )
+    warnings = vtk.vtkObject.GetGlobalWarningDisplay()
+    vtk.vtkObject.GlobalWarningDisplayOff()
+    try:
+        yield
+    finally:
+        abstract_view.vtkRenderWindowInteractor = original
+        vtk.vtkObject.SetGlobalWarningDisplay(warnings)
+
+
+def make_slice_view(scene, app_logic, name: str) -> SliceView:
+    with _embedded_interactor():
+        view = SliceView(scene, app_logic, name)
+    node = scene.GetSingletonNode(name, "vtkMRMLSliceNode")
+    if view.get_view_node() is not node:  # the layout had made the node, the view made another
+        view._logic.SetSliceNode(node)
+        view.set_view_node(node)
+    return view
+
+
+def make_threed_view(scene, app_logic, name: str) -> ThreeDView:
+    with _embedded_interactor():
+        view = ThreeDView(scene, app_logic, name)
+    node = scene.GetSingletonNode(name, "vtkMRMLViewNode")
+    if view.get_view_node() is not node:
+        view.set_view_node(node)
+    return view
+
+
+class RenderWidget(QWidget):
+    """Paints a trame-slicer view and feeds its interactor."""
+
+    resized = Signal()
+    _buttons = {Qt.LeftButton: "LeftButton", Qt.RightButton: "RightButton", Qt.MiddleButton: "MiddleButton"}
+
+    def __init__(self, view, parent=None):
+        super().__init__(parent)
+        self.view = view
+        self._outdated, self._frame, self._timers = True, QImage(), {}
+        self._paused = 0
+        view.set_scheduled_render(_RenderLater(self))
+        self.setMouseTracking(True)
+        self.setFocusPolicy(Qt.WheelFocus)
+        self.setAttribute(Qt.WA_OpaquePaintEvent)
+        self.setMinimumSize(40, 40)
+        self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
+        interactor = view.interactor()
+        interactor.AddObserver(vtk.vtkCommand.CreateTimerEvent, self._create_timer)
+        interactor.AddObserver(vtk.vtkCommand.DestroyTimerEvent, self._destroy_timer)
+
+    # Rendering
+
+    def scheduleRender(self) -> None:
+        self._outdated = True
+        if not self._paused:
+            self.update()
+
+    def forceRender(self) -> None:
+        """Render now and paint now."""
+        self._render()
+        self.repaint()
+
+    def setPaused(self, paused: bool) -> None:
+        self._paused = max(0, self._paused + (1 if paused else -1))
+        if not self._paused and self._outdated:
+            self.update()
+
+    def image(self) -> np.ndarray:
+        """The current frame as (rows, columns, RGB) bytes, first row at the top."""
+        self._render()
+        width, height = self.view.render_window().GetSize()
+        pixels = vtk.vtkUnsignedCharArray()
+        self.view.render_window().GetPixelData(0, 0, width - 1, height - 1, 1, pixels, 0)
+        return np.ascontiguousarray(vtk_to_numpy(pixels).reshape(height, width, 3)[::-1])
+
+    def _render(self) -> None:
+        self._outdated = False
+        self.view.render()
+
+    def paintEvent(self, _event):
+        if self._frame.isNull() or (self._outdated and not self._paused):
+            frame = self.image()
+            height, width, _ = frame.shape
+            self._frame = QImage(frame.data, width, height, 3 * width, QImage.Format_RGB888).copy()
+        QPainter(self).drawImage(self.rect, self._frame)
+
+    def resizeEvent(self, event):
+        ratio = self.devicePixelRatioF()
+        size = QSize(round(self.width * ratio), round(self.height * ratio))
+        self.view.update_size(size.width(), size.height())
+        self.resized.emit()
+        self.scheduleRender()
+        super().resizeEvent(event)
+
+    # Events
+
+    def mousePressEvent(self, event):
+        self._button(event, "PressEvent")
+
+    def mouseReleaseEvent(self, event):
+        self._button(event, "ReleaseEvent")
+
+    def mouseDoubleClickEvent(self, event):
+        self._button(event, "DoubleClickEvent", repeat=1)
+
+    def mouseMoveEvent(self, event):
+        self._set_position(event)
+        self._invoke("MouseMoveEvent")
+
+    def wheelEvent(self, event):
+        self._set_position(event)
+        self._invoke("MouseWheelForwardEvent" if event.angleDelta().y() > 0 else "MouseWheelBackwardEvent")
+
+    def enterEvent(self, event):
+        self._set_position(event)
+        self._invoke("EnterEvent")
+
+    def leaveEvent(self, _event):
+        self._invoke("LeaveEvent")
+
+    def keyPressEvent(self, event):
+        self._key(event, pressed=True)
+
+    def keyReleaseEvent(self, event):
+        self._key(event, pressed=False)
+
+    def _button(self, event, action, repeat=0):
+        name = self._buttons.get(event.button())
+        if name:
+            self._set_position(event, repeat)
+            self._invoke(name + action)
+
+    def _set_position(self, event, repeat=0):
+        ratio = self.devicePixelRatioF()
+        position = event.position()
+        x, y = round(position.x() * ratio), round(position.y() * ratio)
+        modifiers = event.modifiers() if hasattr(event, "modifiers") else QApplication.keyboardModifiers()
+        control, shift = bool(modifiers & Qt.ControlModifier), bool(modifiers & Qt.ShiftModifier)
+        interactor = self.view.interactor()
+        interactor.SetEventInformationFlipY(x, y, int(control), int(shift), "\0", repeat, None)
+        interactor.SetAltKey(int(bool(modifiers & Qt.AltModifier)))
+
+    def _key(self, event, pressed):
+        text = event.text()
+        interactor = self.view.interactor()
+        interactor.SetKeyCode(text[0] if len(text) == 1 and text.isascii() else "\0")
+        interactor.SetKeySym(_KEY_SYMBOLS.get(Qt.Key(event.key()), text or "None"))
+        interactor.SetControlKey(int(bool(event.modifiers() & Qt.ControlModifier)))
+        interactor.SetShiftKey(int(bool(event.modifiers() & Qt.ShiftModifier)))
+        self._invoke("KeyPressEvent" if pressed else "KeyReleaseEvent")
+        if pressed:
+            self._invoke("CharEvent")
+
+    def _invoke(self, name):
+        self.view.interactor().InvokeEvent(name)
+
+    # VTK asks the interactor for timers, Qt runs them.
+
+    @vtk.calldata_type(vtk.VTK_INT)
+    def _create_timer(self, interactor, _event, timer_id):
+        timer = QTimer(self)
+        timer.setSingleShot(interactor.IsOneShotTimer(timer_id))
+        timer.timeout.connect(lambda: interactor.InvokeEvent("TimerEvent"))
+        timer.start(int(interactor.GetTimerDuration(timer_id)))
+        self._timers[timer_id] = timer
+
+    @vtk.calldata_type(vtk.VTK_INT)
+    def _destroy_timer(self, _interactor, _event, timer_id):
+        timer = self._timers.pop(timer_id, None)
+        if timer:
+            timer.stop()
+
+
+_KEY_SYMBOLS = {
+    Qt.Key_Left: "Left",
+    Qt.Key_Right: "Right",
+    Qt.Key_Up: "Up",
+    Qt.Key_Down: "Down",
+    Qt.Key_Escape: "Escape",
+    Qt.Key_Space: "space",
+    Qt.Key_Delete: "Delete",
+    Qt.Key_Shift: "Shift_L",
+    Qt.Key_Control: "Control_L",
+}
+
+
+class qMRMLSliceView(RenderWidget):
+    """A slice view's canvas (Libs/MRML/Widgets/qMRMLSliceView.h, ctkVTKAbstractView.h)."""
+
+    def __init__(self, view: SliceView, parent=None):
+        super().__init__(view, parent)
+        self.resized.connect(self._resize_slice)
+
+    def _resize_slice(self):
+        width, height = self.view.render_window().GetSize()
+        self.view._logic.ResizeSliceNode(width, height)
+
+    def mrmlSliceNode(self):
+        return self.view.get_view_node()
+
+    def renderWindow(self):
+        return self.view.render_window()
+
+    def interactor(self):
+        return self.view.interactor()
+
+    def displayableManagerByClassName(self, class_name):
+        return self.view.get_displayable_manager_by_class(class_name)
+
+    def convertRASToXYZ(self, ras):
+        to_xyz = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(self.mrmlSliceNode().GetXYToRAS(), to_xyz)
+        return list(to_xyz.MultiplyPoint((*ras, 1.0)))[:3]
+
+    def convertXYZToRAS(self, xyz):
+        return list(self.mrmlSliceNode().GetXYToRAS().MultiplyPoint((*xyz, 1.0)))[:3]
+
+    def convertDeviceToXYZ(self, xy):
+        height = self.view.render_window().GetSize()[1]
+        return [xy[0], height - 1 - xy[1], 0.0]
+
+
+class qMRMLThreeDView(RenderWidget):
+    """A 3-D view's canvas (Libs/MRML/Widgets/qMRMLThreeDView.h)."""
+
+    def __init__(self, view: ThreeDView, parent=None):
+        super().__init__(view, parent)
+
+    def mrmlViewNode(self):
+        return self.view.get_view_node()
+
+    def cameraNode(self):
+        return self.view.get_camera_node()
+
+    def renderWindow(self):
+        return self.view.render_window()
+
+    def interactor(self):
+        return self.view.interactor()
+
+    def displayableManagerByClassName(self, class_name):
+        return self.view.get_displayable_manager_by_class(class_name)
+
+    def resetFocalPoint(self):
+        self.view.reset_focal_point()
+        self.scheduleRender()
+
+    def resetCamera(self, resetRotation=True, resetTranslation=True, resetDistance=True):
+        camera = self.cameraNode()
+        if camera:
+            camera.Reset(resetRotation, resetTranslation, resetDistance, self.view.renderer())
+        self.scheduleRender()
+
+    def rotateToViewAxis(self, axis):
+        if isinstance(axis, str):
+            node = self.mrmlViewNode()
+            axis = [node.GetAxisLabel(i) for i in range(6)].index(axis)
+        camera = self.cameraNode()
+        if camera:  # axes are -X, +X, -Y, +Y, -Z, +Z
+            kind = slicer.vtkMRMLCameraNode
+            camera.RotateTo((kind.Left, kind.Right, kind.Posterior, kind.Anterior, kind.Inferior, kind.Superior)[axis])

@@ -1,0 +1,106 @@
+"""Loads .ui files that name Slicer's widgets, as ``qt.QUiLoader`` in Slicer does."""
+
+import xml.etree.ElementTree as ElementTree
+
+from PySide6 import QtWidgets
+from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QObject
+from PySide6.QtUiTools import QUiLoader
+
+_widget_classes: dict[str, type] = {}
+
+
+def register(*classes: type) -> None:
+    """Let .ui files use these classes, by their names."""
+    _widget_classes.update({cls.__name__: cls for cls in classes})
+
+
+class UiLoader(QUiLoader):
+    """A QUiLoader that creates the stand-ins, and what QUiLoader cannot do for classes written in Python:
+
+    connections between signals and slots that carry MRML objects, and properties of enumeration type.
+    """
+
+    def createWidget(self, class_name, parent=None, name=""):
+        cls = _widget_classes.get(class_name)
+        if cls is None:
+            return super().createWidget(class_name, parent, name)
+        widget = cls(parent) if parent else cls()
+        widget.setObjectName(name)
+        return widget
+
+    def load(self, device, parentWidget=None):
+        if isinstance(device, str):
+            with open(device, "rb") as file:
+                content = file.read()
+        else:
+            content = bytes(device.readAll().data())
+        root = ElementTree.fromstring(content)
+        connections = _take_mrml_connections(root)
+        enumerations = _take_enumerations(root)
+        buffer = QBuffer()
+        buffer.setData(QByteArray(ElementTree.tostring(root)))
+        buffer.open(QIODevice.OpenModeFlag.ReadOnly)
+        widget = super().load(buffer, parentWidget)
+        if widget is None:
+            return None
+        for object_name, name, value in enumerations:
+            setattr(_find(widget, object_name), name, value)
+        for sender, signal, receiver, slot in connections:
+            method = getattr(_find(widget, receiver), slot.partition("(")[0])
+            _find(widget, sender).connect(signal, method)
+        return widget
+
+
+def _find(root: QObject, name: str) -> QObject:
+    found = root if root.objectName == name else root.findChild(QObject, name)
+    if found is None:
+        raise RuntimeError(f"The .ui file connects {name}, but has no such widget")
+    return found
+
+
+def _take_mrml_connections(root: ElementTree.Element) -> list[tuple[str, str, str, str]]:
+    taken = []
+    for connections in root.iter("connections"):
+        for connection in list(connections):
+            parts = tuple(connection.findtext(tag, "") for tag in ("sender", "signal", "receiver", "slot"))
+            if "vtkMRML" in parts[1] or "vtkMRML" in parts[3]:
+                taken.append(parts)
+                connections.remove(connection)
+    return taken
+
+
+def _take_enumerations(root: ElementTree.Element) -> list[tuple[str, str, object]]:
+    taken = []
+    for widget in root.iter("widget"):
+        if widget.get("class") not in _widget_classes:
+            continue
+        cls = _widget_classes[widget.get("class")]
+        for item in list(widget.findall("property")):
+            text = item.findtext("enum") or item.findtext("set")
+            # QUiLoader knows the enumerations of the Qt class below; only the stand-in's own ones need help.
+            if text is not None and any(item.get("name") in base.__dict__ for base in _own_bases(cls)):
+                widget.remove(item)
+                taken.append((widget.get("name"), item.get("name"), _enumeration_value(text)))
+    return taken
+
+
+def _own_bases(cls: type) -> list[type]:
+    return [base for base in cls.__mro__ if base.__module__.startswith("Workbench")]
+
+
+def _enumeration_value(text: str):
+    """The value of ``"Qt::AlignLeft|Qt::AlignTop"`` or ``"ctkPathLineEdit::Files"``."""
+    value = None
+    for part in filter(None, text.split("|")):
+        class_name, _, member = part.rpartition("::")
+        class_name = class_name.split("::")[0]
+        owner = _widget_classes.get(class_name) or getattr(QtWidgets, class_name, None) or _qt_namespace()
+        one = getattr(owner, member)
+        value = one if value is None else value | one
+    return 0 if value is None else value
+
+
+def _qt_namespace():
+    from PySide6.QtCore import Qt
+
+    return Qt
