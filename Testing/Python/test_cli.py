@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fakes import SHIFT, blob_image, fake_register
-from FoundationRegLib import cli, image, registration, weights
+from FoundationRegLib import cli, commands, image, registration, weights
 from FoundationRegLib.errors import OutOfMemory, WeightsError
 
 RESULTS = {"transform.h5", "warped.nii.gz", "jacobian.nii.gz", "result.json", "report.html"}
@@ -120,7 +120,7 @@ def test_encoder_weights_and_settings_reach_the_registration(pair, monkeypatch):
         return fake_register(fixed, moving, settings, **others)
 
     monkeypatch.setattr(registration, "register", spy)
-    monkeypatch.setattr(weights, "status", lambda id: {"ready": True}, raising=False)
+    monkeypatch.setattr(commands, "is_ready", lambda item: True)
     sitk.WriteTransform(sitk.TranslationTransform(3, SHIFT), str(pair / "start.tfm"))
     more = ["--encoder", "medsam-lite=0.5", "--no-affine", "--device", "cpu", "--initial-transform", pair / "start.tfm"]
     more += ["--exclude-fixed", pair / "fixed.nii.gz", "--guide-with-points", "--set", "slice_gap_mm=4"]
@@ -284,7 +284,7 @@ def test_device_that_is_not_there_is_refused(pair, capsys, device):
 
 
 def test_missing_weights_name_the_command_that_fetches_them(pair, capsys, monkeypatch):
-    monkeypatch.setattr(weights, "status", lambda id: {"ready": id == "mind"}, raising=False)
+    monkeypatch.setattr(weights, "_folder", pair / "nothing")
     arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "medsam-lite"]
     said = refused(capsys, *arguments)
     assert "foundationreg encoders download medsam-lite" in said and "39 MB" in said and "--download" in said
@@ -293,7 +293,7 @@ def test_missing_weights_name_the_command_that_fetches_them(pair, capsys, monkey
 
 def test_download_flag_fetches_missing_weights(pair, fake, monkeypatch):
     fetched = []
-    monkeypatch.setattr(weights, "status", lambda id: {"ready": False}, raising=False)
+    monkeypatch.setattr(weights, "_folder", pair / "nothing")
     monkeypatch.setattr(weights, "download", lambda id, **more: fetched.append(id), raising=False)
     assert register(pair, "-o", pair / "out", "-q", "--download", "-e", "medsam-lite") == 0
     assert fetched == ["medsam-lite"]
@@ -536,6 +536,29 @@ def test_evaluate_wants_both_sides(pair, capsys):
     (pair / "p.csv").write_text("x,y,z\n1,2,3\n")
     said = refused(capsys, "evaluate", pair / "fixed.nii.gz", pair / "moving.nii.gz", "--fixed-points", pair / "p.csv")
     assert "--moving-points" in said
+
+
+def test_encoders_are_listed_with_their_state(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(weights, "_folder", tmp_path)
+    assert cli.main(["encoders"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert (
+        "to download" in rows["medsam-lite"] and "39 MB" in rows["medsam-lite"] and "Apache-2.0" in rows["medsam-lite"]
+    )
+    assert "ready" in rows["mind"]
+    (tmp_path / "medsam-lite").mkdir()
+    (tmp_path / "medsam-lite" / "lite_medsam.pth").write_bytes(b"here")
+    assert cli.main(["encoders", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "to download" not in next(line for line in out.splitlines() if "medsam-lite" in line)
+    assert str(tmp_path) in out
+
+
+@pytest.mark.parametrize("action", ["download", "remove", "verify"])
+def test_unknown_encoder_is_refused(capsys, action):
+    assert "There is no encoder 'medsam-lit'; did you mean 'medsam-lite'?" in refused(
+        capsys, "encoders", action, "medsam-lit"
+    )
 
 
 def test_presets_are_listed_and_shown(capsys):
