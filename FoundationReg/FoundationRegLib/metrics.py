@@ -44,8 +44,8 @@ def hd95(a: np.ndarray, b: np.ndarray, spacing) -> float:
     if not a.any() or not b.any():
         return float("nan")
     surfaces = [_surface(mask) * np.asarray(spacing, float) for mask in (a, b)]
-    trees = [cKDTree(points) for points in surfaces]
-    return float(np.percentile(np.r_[trees[1].query(surfaces[0])[0], trees[0].query(surfaces[1])[0]], 95))
+    ways = (surfaces, surfaces[::-1])
+    return float(np.percentile(np.concatenate([cKDTree(b).query(a, workers=-1)[0] for a, b in ways]), 95))
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

@@ -1,0 +1,224 @@
+"""Where the deformation starts from: a given transform or aligned centres, then a rigid and an affine stage.
+
+All transforms map fixed to moving points in LPS mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from .errors import InputError
+from .image import affine_matrix, affine_transform, grid_of, image_from_array, resample_to_grid, warp
+from .metrics import normalized_mutual_information
+from .mutual_information import align
+from .preprocess import Kind, foreground_mask, intensity_kind, scale_intensity
+from .progress import Progress
+
+# Voxels of the image that the linear stages see: 3 to 4 mm for a head or a belly.
+_VOXELS = 120_000
+_SAMPLES = 40_000
+_MARGIN_MM = 12.0
+_SCALES = (0.6, 1.6)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One image as the linear stages see it, made by `prepare`. Images share one coarse isotropic grid.
+
+    ``grey``: values in 0..1. ``body``: its foreground. ``region``: where similarity is measured. ``center`` of the
+    image and ``center_of_mass`` of the body, LPS mm. ``chosen``: the region came from the user.
+    """
+
+    grey: sitk.Image
+    body: sitk.Image
+    region: sitk.Image
+    center: np.ndarray
+    center_of_mass: np.ndarray
+    chosen: bool
+
+
+def prepare(
+    image: sitk.Image,
+    mask: sitk.Image | None = None,
+    kind: Kind | None = None,
+    window: tuple[float, float] | None = None,
+) -> Side:
+    """The coarse version of ``image`` for `initial` and `linear`.
+
+    ``mask`` limits the similarity to its voxels above 0; without it the body with a margin is taken. ``kind`` and
+    ``window`` are those of `preprocess.scale_intensity`.
+    """
+    grid = grid_of(image)
+    spacing = max(float(grid.spacing.min()), float(np.cbrt(np.prod(grid.extent) / _VOXELS)))
+    coarse = grid.with_spacing(spacing)
+    array = resample_to_grid(image, coarse)
+    kind = kind or intensity_kind(image)
+    body = foreground_mask(array, kind, coarse.spacing)
+    region = ndimage.distance_transform_edt(~body, coarse.spacing) <= _MARGIN_MM if not body.all() else body
+    chosen = False
+    if mask is not None:
+        inside = resample_to_grid(mask, coarse, interpolator="nearest", background=0) > 0
+        # A mask that is all but lost at this resolution cannot guide.
+        chosen = inside.sum() >= 64
+        region = inside if chosen else region
+    middle = coarse.points(np.argwhere(region if chosen else body).mean(axis=0))
+    grey, body, region = (
+        image_from_array(a, coarse) for a in (scale_intensity(array, kind, window, body), body, region)
+    )
+    return Side(grey, body, region, grid.center, middle, bool(chosen))
+
+
+def initial(
+    fixed: Side | sitk.Image,
+    moving: Side | sitk.Image,
+    start: str = "auto",
+    given: sitk.Transform | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> sitk.Transform:
+    """The transform before any optimisation.
+
+    ``given``, of any kind, is returned as it is. Otherwise ``start`` is ``none``, ``geometry`` (centres of the images
+    meet), ``mass`` (centres of the bodies meet) or ``auto``: each of them is tried with a quick coarse rigid
+    registration, and the start of the most similar outcome is taken.
+    """
+    if given is not None:
+        return given
+    fixed, moving = _as_side(fixed), _as_side(moving)
+    shifts = {
+        "none": np.zeros(3),
+        "geometry": moving.center - fixed.center,
+        "mass": moving.center_of_mass - fixed.center_of_mass,
+    }
+    if start in shifts:
+        return sitk.TranslationTransform(3, shifts[start].tolist())
+    if start != "auto":
+        raise InputError(f"The start {start!r} is unknown; use auto, {', '.join(shifts)}.")
+    candidates: list[np.ndarray] = []
+    for shift in shifts.values():
+        if all(np.linalg.norm(shift - other) > 3.0 for other in candidates):
+            candidates.append(shift)
+    if len(candidates) == 1:
+        return sitk.TranslationTransform(3, candidates[0].tolist())
+    outcomes = []
+    for shift in candidates:
+        translation = sitk.TranslationTransform(3, shift.tolist())
+        matrix = _optimise(fixed, moving, translation, np.eye(4), False, (3.0,), seed, Progress())
+        tried = [translation] if matrix is None else [translation, _joined(translation, matrix)]
+        outcomes.append((max(_similarity(fixed, moving, t) for t in tried), translation))
+        if progress is not None:
+            progress.check()
+    return max(outcomes, key=lambda pair: pair[0])[1]
+
+
+def linear(
+    fixed: Side | sitk.Image,
+    moving: Side | sitk.Image,
+    start: sitk.Transform,
+    rigid: bool = True,
+    affine: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[sitk.Transform, dict[str, Any]]:
+    """``start`` improved by a rigid and an affine stage of `mutual_information.align`, and what came of it.
+
+    The stages move fixed points before ``start`` does, which is kept exactly. The transform is one affine when
+    ``start`` is linear, else a composite. A stage that makes the images less similar or is implausible is undone.
+    The record: ``kept`` (start, rigid or affine), ``nmi`` of each stage and ``warnings``. Raises `Cancelled`.
+    """
+    fixed, moving = _as_side(fixed), _as_side(moving)
+    progress = progress or Progress()
+    found = {"start": start}
+    warnings: list[str] = []
+    stages = [name for name, wanted in (("rigid", rigid), ("affine", affine)) if wanted]
+    matrix = np.eye(4)
+    for name in stages:
+        with progress.stage(name, 1 / len(stages)):
+            blurs = (3.0, 1.5, 0.7) if name == stages[0] else (1.5, 0.7)
+            outcome = _optimise(fixed, moving, start, matrix, name == "affine", blurs, seed, progress)
+        if outcome is None or not _plausible(outcome):
+            warnings.append(f"The {name} alignment found no plausible solution and was left out.")
+            continue
+        matrix = outcome
+        found[name] = _joined(start, matrix)
+    nmi = {name: _similarity(fixed, moving, transform) for name, transform in found.items()}
+    kept = next((name for name in ("affine", "rigid") if name in nmi and nmi[name] >= nmi["start"]), "start")
+    if kept == "affine" and nmi.get("rigid", 0.0) > nmi["affine"]:
+        kept = "rigid"
+    if kept == "start" and len(found) > 1:
+        warnings.append("The linear alignment did not make the images more similar and was left out.")
+    return found[kept], {"kept": kept, "nmi": nmi, "warnings": warnings}
+
+
+def _as_side(image: Side | sitk.Image) -> Side:
+    return image if isinstance(image, Side) else prepare(image)
+
+
+def _optimise(
+    fixed: Side,
+    moving: Side,
+    start: sitk.Transform,
+    matrix: np.ndarray,
+    affine: bool,
+    blurs,
+    seed: int,
+    progress: Progress,
+) -> np.ndarray | None:
+    """``matrix`` (4, 4), which acts before ``start``, improved; None when the images share too little.
+
+    ``blurs`` are the standard deviations in voxels, one per level.
+    """
+    grid = grid_of(moving.grey)
+    grey, origin = sitk.GetArrayFromImage(moving.grey), matrix
+    if start.IsLinear():
+        start_matrix = affine_matrix(start)
+        origin = start_matrix @ matrix
+    else:
+        start_matrix = np.eye(4)
+        # The optimisation sees the moving image already warped.
+        grid = grid_of(fixed.grey)
+        grey = sitk.GetArrayFromImage(warp(moving.grey, start, fixed.grey, background=0.0))
+    still = sitk.GetArrayFromImage(fixed.grey)
+    inside = np.argwhere(sitk.GetArrayFromImage(fixed.region) > 0)
+    random = np.random.default_rng(seed)
+    values, points, volumes = [], [], []
+    for n, blur in enumerate(blurs):
+        count = min(len(inside), _SAMPLES >> (len(blurs) - 1 - n))
+        chosen = inside[random.choice(len(inside), count, replace=False)]
+        values.append(ndimage.gaussian_filter(still, blur)[tuple(chosen.T)])
+        points.append(grid_of(fixed.grey).points(chosen))
+        volumes.append(ndimage.gaussian_filter(grey, blur))
+    found = align(values, points, volumes, grid, fixed.center_of_mass, origin, affine, on_step=progress.update)
+    return None if found is None else np.linalg.inv(start_matrix) @ found
+
+
+def _joined(start: sitk.Transform, matrix: np.ndarray) -> sitk.Transform:
+    """x -> start(matrix x): one affine when ``start`` is linear."""
+    if start.IsLinear():
+        return affine_transform(affine_matrix(start) @ matrix)
+    return sitk.CompositeTransform([start, affine_transform(matrix)])
+
+
+def _plausible(matrix: np.ndarray) -> bool:
+    """Whether nobody's anatomy would be scaled or sheared more than that, or mirrored."""
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(_SCALES[0] < scales.min() and scales.max() < _SCALES[1] and np.linalg.det(matrix[:3, :3]) > 0)
+
+
+def _similarity(fixed: Side, moving: Side, transform: sitk.Transform) -> float:
+    """Normalised mutual information over both bodies; what lies outside the moving image counts as dark.
+
+    So it does not profit from pushing the images apart.
+    """
+    seen = sitk.GetArrayFromImage(warp(moving.grey, transform, fixed.grey, background=0.0))
+    bodies = sitk.GetArrayFromImage(fixed.body) | sitk.GetArrayFromImage(
+        warp(moving.body, transform, fixed.body, "nearest")
+    )
+    if fixed.chosen:
+        bodies &= sitk.GetArrayFromImage(fixed.region)
+    return normalized_mutual_information(sitk.GetArrayFromImage(fixed.grey), seen, bodies > 0)
