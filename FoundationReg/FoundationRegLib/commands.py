@@ -73,11 +73,10 @@ def chosen_settings(args: argparse.Namespace):
 
 def require_weights(settings, download: bool, quiet: bool = False) -> None:
     """Raise for an unknown encoder or for missing weights, unless ``download`` allows to fetch them now."""
-    from . import weights
     from .encoders import entry
 
     for item in [entry(name) for name, _ in settings.encoders]:
-        if item.weights is None or weights.status(item.id)["ready"]:
+        if is_ready(item):
             continue
         if not download:
             size = f" ({item.weights.bytes / 1e6:.0f} MB, {item.licence})" if item.weights.bytes else ""
@@ -86,6 +85,13 @@ def require_weights(settings, download: bool, quiet: bool = False) -> None:
                 f"`foundationreg encoders download {item.id}`, or add --download."
             )
         fetch(item.id, quiet)
+
+
+def is_ready(item) -> bool:
+    """Whether the weights of a catalogue's entry are on this computer, or it needs none."""
+    from .weights import models_folder
+
+    return item.weights is None or (models_folder() / item.id / item.weights.file).exists()
 
 
 def require_suffix(what: str, file: str | None, suffixes: tuple[str, ...]) -> None:
@@ -214,12 +220,12 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def encoders(args: argparse.Namespace) -> None:
     from . import weights
-    from .encoders import entry
+    from .encoders import catalogue, entry
 
     if args.action == "list":
         from .console import print_encoders
 
-        print_encoders([weights.status(name) for name in weights.catalogue()], weights.models_folder())
+        print_encoders([(item, is_ready(item)) for item in catalogue().values()], weights.models_folder())
         return
     item = entry(args.id)
     if args.action == "download":

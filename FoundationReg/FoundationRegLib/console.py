@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from .encoders import Entry
 from .progress import Event, Progress
 
 
@@ -133,13 +134,14 @@ def print_result(result, places: list[Path]) -> None:
         console.print(Text(f"  {place}", "dim"), soft_wrap=True)
 
 
-def print_encoders(entries: list[dict[str, Any]], folder: Path) -> None:
-    """The catalogue with the state of every encoder's weights."""
+def print_encoders(entries: list[tuple[Entry, bool]], folder: Path) -> None:
+    """The catalogue, each entry with whether it is ready to run."""
     table = Table("Id", "Encoder", "State", "Size", "Licence", "Suits", box=SIMPLE_HEAD)
-    for entry in entries:
-        size = f"{entry['bytes'] / 1e6:,.0f} MB" if entry.get("bytes") else "–"
-        state = Text(entry["state"], "green" if entry["ready"] else "dim")
-        table.add_row(entry["id"], entry["title"], state, size, entry.get("licence") or "–", entry.get("suits", ""))
+    for item, ready in entries:
+        size = f"{item.weights.bytes / 1e6:,.0f} MB" if item.weights and item.weights.bytes else "–"
+        by_hand = item.gated or (item.weights and item.weights.source == "manual")
+        state = Text("ready", "green") if ready else Text("needs a file" if by_hand else "to download", "dim")
+        table.add_row(item.id, item.title, state, size, item.licence or "–", item.suits)
     console = output()
     console.print(table)
     console.print(Text(f"Weights lie in {folder}"), soft_wrap=True)

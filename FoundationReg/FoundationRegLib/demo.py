@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import metrics, registration, weights
-from .commands import write_results
+from .commands import is_ready, write_results
 from .console import metric_text, output, progress_bar
 from .encoders import entry
 from .errors import WeightsError
@@ -171,7 +171,7 @@ def run(folder: Path) -> None:
 
 def announce_downloads(console, settings: Settings) -> None:
     """Say what typing demo is about to fetch."""
-    needed = [entry(name) for name, _ in settings.encoders if entry(name).weights and not weights.status(name)["ready"]]
+    needed = [entry(name) for name, _ in settings.encoders if not is_ready(entry(name))]
     items = [f"{item.title} weights ({item.weights.bytes / 1e6:.0f} MB, {item.licence})" for item in needed]
     if not (weights.models_folder() / "mni152").exists():
         items.append(f"the MNI152 average brain, from {PACKAGE} ({PACKAGE_BYTES / 1e6:.0f} MB)")
