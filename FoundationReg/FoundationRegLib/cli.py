@@ -121,6 +121,7 @@ def _add_register(commands) -> None:
     results = parser.add_argument_group("results (at least one)")
     results.add_argument("-o", "--output", metavar="DIR", help="folder for transform, images, result.json and report")
     results.add_argument("--transform", metavar="FILE", help="transform alone: .h5 .tfm, or a field as .nii.gz .nrrd")
+    results.add_argument("--inverse-transform", metavar="FILE", help="its inverse, to carry images to the moving side")
     results.add_argument("--warped", metavar="FILE", help="moving image on the fixed image's grid")
 
     method = parser.add_argument_group("method")

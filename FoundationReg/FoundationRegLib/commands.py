@@ -21,14 +21,19 @@ GUIDES = (
 
 
 def register(args: argparse.Namespace) -> None:
-    if not (args.output or args.transform or args.warped):
+    single_files = {
+        "transform": args.transform,
+        "inverse transform": args.inverse_transform,
+        "warped image": args.warped,
+    }
+    if not (args.output or any(single_files.values())):
         raise InputError("Say where the result goes: --output DIR, --transform FILE or --warped FILE.")
-    require_suffix("transform", args.transform, TRANSFORM_OUTPUTS)
-    require_suffix("warped image", args.warped, IMAGE_OUTPUTS)
+    for what, file in single_files.items():
+        require_suffix(what, file, IMAGE_OUTPUTS if what == "warped image" else TRANSFORM_OUTPUTS)
     settings = chosen_settings(args)
     require_weights(settings, args.download, args.quiet)
     folders = [Path(args.output)] if args.output else []
-    folders += [parent_of(file) for file in (args.transform, args.warped) if file]
+    folders += [parent_of(file) for file in single_files.values() if file]
 
     from .console import print_result, progress_bar
     from .outputs import Outputs
@@ -43,6 +48,8 @@ def register(args: argparse.Namespace) -> None:
             with progress.stage("write the results", 0.05):
                 if args.transform:
                     image.write_transform(result.transform, outputs.path(args.transform))
+                if args.inverse_transform:
+                    image.write_transform(result.inverse(), outputs.path(args.inverse_transform))
                 if args.warped:
                     image.write_image(result.warped, outputs.path(args.warped))
                 if args.output:
@@ -165,7 +172,10 @@ def apply(args: argparse.Namespace) -> None:
             apply_to_points(args, transform, outputs)
             return
         if args.inverse:
-            raise InputError("--inverse works with points; to carry images back, register the other way round.")
+            raise InputError(
+                "--inverse is for points; to carry images to the moving side, apply the file that "
+                "`foundationreg register --inverse-transform FILE` writes."
+            )
         image = read_image(args.input, "image")
         reference = read_image(args.reference, "reference image")
         kind = "nearest" if args.labels else "linear"

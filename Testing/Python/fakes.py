@@ -27,6 +27,9 @@ class FakeRegistration(Registration):
     def jacobian(self):
         return metrics.jacobian(self.transform, self.fixed)
 
+    def inverse(self):
+        return image.to_field_transform(self.linear.GetInverse(), image.grid_of(self.moving))
+
 
 def fake_register(fixed, moving, settings=None, *, progress=None, moving_labels=None, **others):
     """Finds a constant shift whatever the images are."""

@@ -80,6 +80,12 @@ def test_transform_file_is_read_by_simpleitk_and_maps_fixed_to_moving_points(pai
     assert np.abs(difference).max() < 120, "of 1000: only the error of linear interpolation"
 
 
+def test_inverse_transform_file_maps_moving_to_fixed_points(pair, fake):
+    assert register(pair, "--inverse-transform", pair / "back.h5", "--quiet") == 0
+    inverse = sitk.ReadTransform(str(pair / "back.h5"))
+    np.testing.assert_allclose(inverse.TransformPoint(SHIFT), (0, 0, 0), atol=1e-9)
+
+
 def test_transform_as_displacement_image(pair, fake):
     assert register(pair, "--transform", pair / "field.nii.gz", "--quiet") == 0
     field = sitk.ReadImage(str(pair / "field.nii.gz"))
