@@ -266,6 +266,9 @@ class ctkRangeWidget(QWidget):
     maximumValue = forwarded(float, "_high", "value")
     tracking = stored(bool, "_tracking", True)
 
+    def setRange(self, low, high):
+        self.minimum, self.maximum = low, high
+
     @Slot(float)
     def setMinimumValue(self, value):
         self._low.value = value
@@ -538,12 +541,14 @@ class ctkDirectoryButton(QWidget):
         self._button.text = self.text or str(pathlib.Path(self._directory).absolute())
 
     def _setDirectory(self, path):
-        if path != self._directory:
-            self._directory = path
+        absolute = str(pathlib.Path(path).absolute())
+        self.directorySelected.emit(absolute)
+        if absolute != str(pathlib.Path(self._directory).absolute()):
+            self._directory = absolute
             self._update()
-            self.directoryChanged.emit(path)
+            self.directoryChanged.emit(absolute)
 
-    directory = Property(str, lambda self: str(pathlib.Path(self._directory).absolute()), _setDirectory)
+    directory = Property(str, lambda self: self._directory, _setDirectory)
     caption = stored(str, "_caption", "")
     text = stored(str, "_text", "", lambda self: self._update())
     icon = forwarded("QIcon", "_button", "icon")
@@ -553,7 +558,6 @@ class ctkDirectoryButton(QWidget):
         path = QFileDialog.getExistingDirectory(self, self.caption, self.directory)
         if path:
             self._setDirectory(path)
-            self.directorySelected.emit(path)
 
 
 class ctkCheckableComboBox(QComboBox):

@@ -72,10 +72,18 @@ for _name in ("qMRMLLayoutManager", "qMRMLSliceWidget", "qMRMLThreeDWidget", "qS
     setattr(slicer, _name, getattr(layout, _name))
 
 
+def _log_qt_message(kind, context, message: str) -> None:
+    """Qt's messages on stderr, without one that the offscreen platform repeats for every window."""
+    if "propagateSizeHints" not in message:
+        print(message, file=sys.stderr)
+
+
 class Workbench:
     """The running workbench: one application, one scene, one window."""
 
     def __init__(self, headless: bool):
+        if headless:
+            qt.qInstallMessageHandler(_log_qt_message)
         self._folder = application.make_folder()
         self.app = slicer.app = application.qSlicerApplication(self._folder, headless)
         self._loaded = []

@@ -278,20 +278,19 @@ class qMRMLLayoutManager(QObject):
         root = ElementTree.fromstring(description)
         layout = root.find("layout") if root.tag == "viewports" else root
         self._shown = []
-        old = self._grid.itemAt(0)
+        before = self._grid.itemAt(0).widget() if self._grid.count() else None
         content = self._build(layout)
-        if old:
-            self._grid.removeItem(old)
-        self._grid.addWidget(content, 0, 0)
         for widget in self._widgets.values():
-            widget.setVisible(widget in self._shown)
-            widget.mrmlAbstractViewNode().SetMappedInLayout(widget in self._shown)
-        if old:
-            for widget in self._widgets.values():
-                if widget not in self._shown:
-                    widget.setParent(self._viewport)
-                    widget.hide()
-            old.widget().deleteLater()
+            shown = widget in self._shown
+            if not shown:
+                widget.setParent(self._viewport)
+            widget.setVisible(shown)
+            widget.mrmlAbstractViewNode().SetMappedInLayout(shown)
+        if before is not None:
+            self._grid.removeWidget(before)
+            if before not in self._widgets.values():
+                before.deleteLater()
+        self._grid.addWidget(content, 0, 0)
         self.layoutChanged.emit(self.layout)
 
     def _build(self, element) -> QWidget:

@@ -130,7 +130,7 @@ class qMRMLNodeComboBox(QWidget):
         self._updateActions()
 
     nodeTypes = Property(
-        "QStringList", lambda self: list(getattr(self, "_nodeTypes", [])), lambda self, types: self._setNodeTypes(types)
+        "QStringList", lambda self: tuple(getattr(self, "_nodeTypes", ())), lambda self, types: self._setNodeTypes(types)
     )
     showHidden = stored(bool, "_showHidden", False, _refresh)
     showChildNodeTypes = stored(bool, "_showChildNodeTypes", True, _refresh)

@@ -21,7 +21,8 @@ def stored(kind: type | str, name: str, default, after=None) -> QtCore.Property:
     """A property kept in ``self.<name>``; ``after(self)`` runs when its value changed."""
 
     def read(self):
-        return getattr(self, name, default)
+        value = getattr(self, name, default)
+        return tuple(value) if kind == "QStringList" else value  # PythonQt gives string lists as tuples
 
     def write(self, value):
         if getattr(self, name, default) == value:

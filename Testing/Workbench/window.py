@@ -86,9 +86,12 @@ class qSlicerMainWindow(QMainWindow):
             current.exit()
         self._scroll.takeWidget()
         self._dock.windowTitle = module.title or module.name
-        self._scroll.setWidget(module.widgetRepresentation())
+        panel = module.widgetRepresentation()
+        self._scroll.setWidget(panel)
+        bar = self._scroll.verticalScrollBar().sizeHint.width()
+        self._scroll.setMinimumWidth(max(440, panel.minimumSizeHint.width() + bar + 4))
         self._selected = module
-        module.widgetRepresentation().enter()
+        panel.enter()
 
     def closeModule(self) -> None:
         current = self._scroll.takeWidget()
@@ -171,7 +174,7 @@ class qSlicerMainWindow(QMainWindow):
         layouts = QComboBox(bar)
         layouts.setObjectName("LayoutSelector")
         for title, name in _LAYOUTS:
-            layouts.addItem(title, getattr(slicer.vtkMRMLLayoutNode, name))
+            layouts.addItem(title, int(getattr(slicer.vtkMRMLLayoutNode, name)))
         layouts.activated.connect(lambda index: layout_manager.setLayout(layouts.itemData(index)))
         layout_manager.layoutChanged.connect(lambda value: layouts.setCurrentIndex(layouts.findData(value)))
         bar.addWidget(layouts)

@@ -22,10 +22,37 @@ from .annotations import (
 )
 from .gui import GuiConnector, createGuiConnector, parameterNodeGuiConnector
 from .pack import FloatRange, isParameterPack, nestedParameterNames, parameterPack
-from .serializers import Serializer, ValidatedSerializer, parameterNodeSerializer
+from .serializers import (
+    AnySerializer,
+    BoolSerializer,
+    DictSerializer,
+    EnumSerializer,
+    ListSerializer,
+    NodeSerializer,
+    NumberSerializer,
+    PathSerializer,
+    Serializer,
+    StringSerializer,
+    TupleSerializer,
+    UnionSerializer,
+    ValidatedSerializer,
+    parameterNodeSerializer,
+)
 from .wrapper import SlicerParameterNamePropertyName, isParameterNodeWrapper, parameterNodeWrapper
 
 __all__ = [
+    "AnySerializer",
+    "BoolSerializer",
+    "DictSerializer",
+    "EnumSerializer",
+    "ListSerializer",
+    "NodeSerializer",
+    "NumberSerializer",
+    "PathSerializer",
+    "StringSerializer",
+    "TupleSerializer",
+    "UnionSerializer",
+
     "Choice",
     "Decimals",
     "Default",

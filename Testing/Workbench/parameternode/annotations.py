@@ -15,6 +15,11 @@ class Default:
     def value(self):
         return self._generator() if self._generator else self._value
 
+    def __eq__(self, other):
+        return isinstance(other, Default) and vars(self) == vars(other)
+
+    __hash__ = None
+
 
 class Validator:
     """Base of validators; a validator raises when it does not accept a value."""

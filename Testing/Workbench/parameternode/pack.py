@@ -23,6 +23,9 @@ class Parameter:
 def parameters_of(cls: type) -> dict[str, Parameter]:
     """The annotated members of a class; a class attribute of the same name, or Default(...), is the default."""
     found = {}
+    for name in ("allParameters", "_is_parameterPack", "_is_parameter_node_wrapper"):
+        if name in cls.__annotations__:
+            raise ValueError(f"Cannot use reserved name '{name}' in {cls.__name__}")
     for name, annotated in typing.get_type_hints(cls, include_extras=True).items():
         try:
             serializer, rest = create_serializer(annotated)
@@ -78,25 +81,31 @@ def _initialize(self, *args, **kwargs) -> None:
     if len(args) > len(names) or set(given) - set(names) or set(names[: len(args)]) & set(kwargs):
         raise TypeError(f"__init__() of {type(self).__name__} takes {', '.join(names)}")
     for name, parameter in self.allParameters.items():
-        setattr(self, name, given[name] if name in given else parameter.default.value)
+        if name in given:
+            setattr(self, name, given[name])
+        else:
+            setattr(self, name, parameter.default.value)
 
 
 def _getValue(self, name):
     head, rest = notes.split_name(name)
-    if head not in self.allParameters:
-        raise ValueError(f"{self} has no member '{head}'")
-    value = getattr(self, head)
-    return value if rest is None else value.getValue(rest)
+    value = _member_value(self, head)
+    return value if rest is None else _getValue(value, rest)
+
+
+def _member_value(pack, name):
+    if not hasattr(pack, name):
+        raise ValueError(f"{pack} has no member '{name}'")
+    return getattr(pack, name)
 
 
 def _setValue(self, name, value):
     head, rest = notes.split_name(name)
-    if head not in self.allParameters:
-        raise ValueError(f"{self} has no member '{head}'")
+    member = _member_value(self, head)
     if rest is None:
         setattr(self, head, value)
     else:
-        getattr(self, head).setValue(rest, value)
+        _setValue(member, rest, value)
 
 
 def data_type(cls, name):
@@ -111,6 +120,13 @@ def data_type(cls, name):
     if not isParameterPack(kind):
         raise ValueError(f"{kind} is not a parameter pack but expects to have '{rest}'")
     return data_type(kind, rest)
+
+
+def _set_attribute(self, name, value):
+    """A pack that lives on a parameter node takes no new attributes: they would be lost."""
+    if self.__dict__.get("_owner") is not None and not hasattr(self, name):
+        raise AttributeError(f"{type(self).__name__} has no attribute '{name}' and none can be added")
+    object.__setattr__(self, name, value)
 
 
 def _text(self) -> str:
@@ -136,6 +152,7 @@ def _decorate(cls: type) -> type:
             own_init(self, *args, **kwargs)
 
     cls.__init__ = __init__
+    cls.__setattr__ = _set_attribute
     if "__eq__" not in cls.__dict__:
         cls.__eq__ = lambda self, other: type(self) is type(other) and self._values == other._values
         cls.__hash__ = None
@@ -195,6 +212,9 @@ class ParameterPackSerializer(Serializer):
     def remove(self, node, name):
         for parameter in self.kind.allParameters.values():
             parameter.serializer.remove(node, f"{name}.{parameter.name}")
+
+    def supportsCaching(self):
+        return all(parameter.serializer.supportsCaching() for parameter in self.kind.allParameters.values())
 
 
 @parameterPack

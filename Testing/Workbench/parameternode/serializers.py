@@ -2,6 +2,7 @@
 
 import collections.abc
 import enum
+import importlib
 import pathlib
 import typing
 
@@ -71,6 +72,9 @@ class ValidatedSerializer(Serializer):
     def remove(self, node, name):
         self.serializer.remove(node, name)
 
+    def supportsCaching(self):
+        return self.serializer.supportsCaching()
+
 
 def parameterNodeSerializer(classtype=None):
     """Class decorator: offer another serializer."""
@@ -85,7 +89,7 @@ def parameterNodeSerializer(classtype=None):
 def create_serializer(annotated) -> tuple[ValidatedSerializer, list]:
     """The serializer of a possibly annotated type, and the annotations that it did not use."""
     actual, annotations = notes.split(annotated)
-    validators = [a for a in annotations if isinstance(a, Validator)]
+    validators = [a for a in annotations if isinstance(a, Validator) or _is_class(a, Validator)]
     explicit = [a for a in annotations if isinstance(a, Serializer)]
     unused = [a for a in annotations if a not in validators and a not in explicit]
     if explicit:
@@ -96,13 +100,17 @@ def create_serializer(annotated) -> tuple[ValidatedSerializer, list]:
     raise Exception(f"Unable to create serializer for type: {actual}")
 
 
+def _is_class(item, base: type) -> bool:
+    return isinstance(item, type) and issubclass(item, base)
+
+
 class _Plain(Serializer):
     """One value in one parameter."""
 
     types: tuple = ()
 
-    def __init__(self, kind):
-        self.kind = kind
+    def __init__(self, kind=None):
+        self.kind = kind or self.types[0]
 
     @classmethod
     def canSerialize(cls, type_) -> bool:
@@ -117,6 +125,9 @@ class _Plain(Serializer):
 
     def read(self, node, name):
         return self.kind(node.GetParameter(name))
+
+    def supportsCaching(self):
+        return True
 
 
 @parameterNodeSerializer
@@ -158,7 +169,7 @@ class EnumSerializer(_Plain):
 
     @classmethod
     def canSerialize(cls, type_) -> bool:
-        return isinstance(type_, type) and issubclass(type_, enum.Enum)
+        return _is_class(type_, enum.Enum)
 
     @classmethod
     def create(cls, type_):
@@ -183,7 +194,7 @@ class NodeSerializer(Serializer):
 
     @staticmethod
     def canSerialize(type_) -> bool:
-        return isinstance(type_, type) and issubclass(type_, slicer.vtkMRMLNode)
+        return _is_class(type_, slicer.vtkMRMLNode)
 
     @staticmethod
     def create(type_):
@@ -202,6 +213,9 @@ class NodeSerializer(Serializer):
     def remove(self, node, name):
         node.UnsetParameter(name)
         node.RemoveNodeReferenceIDs(name)
+
+    def supportsCaching(self):
+        return True
 
 
 class ObservedList(collections.abc.MutableSequence):
@@ -234,6 +248,32 @@ class ObservedList(collections.abc.MutableSequence):
         self._list.insert(index, value)
         self._save()
 
+    def extend(self, values):
+        self._list.extend(values)
+        self._save()
+
+    def __iadd__(self, values):
+        self.extend(values)
+        return self
+
+    def __imul__(self, count):
+        self._list *= count
+        self._save()
+        return self
+
+    def _unsupported(self, _other):
+        raise NotImplementedError("An ObservedList can only be changed in place (+=, *=)")
+
+    __add__ = __radd__ = __mul__ = __rmul__ = _unsupported
+
+    def clear(self):
+        self._list.clear()
+        self._save()
+
+    def reverse(self):
+        self._list.reverse()
+        self._save()
+
     def sort(self, **arguments):
         self._list.sort(**arguments)
         self._save()
@@ -257,7 +297,7 @@ class ListSerializer(Serializer):
 
     @staticmethod
     def create(type_):
-        return ListSerializer(create_serializer(*typing.get_args(type_))[0])
+        return ListSerializer(create_serializer(*(typing.get_args(type_) or [typing.Any]))[0])
 
     def __init__(self, element):
         self._element = element
@@ -297,6 +337,9 @@ class ListSerializer(Serializer):
             self._element.remove(node, f"{name}.{index}")
         node.UnsetParameter(f"{name}.len")
 
+    def supportsCaching(self):
+        return self._element.supportsCaching()
+
 
 @parameterNodeSerializer
 class TupleSerializer(Serializer):
@@ -334,6 +377,9 @@ class TupleSerializer(Serializer):
         for index, serializer in enumerate(self._serializers):
             serializer.remove(node, f"{name}.{index}")
 
+    def supportsCaching(self):
+        return all(serializer.supportsCaching() for serializer in self._serializers)
+
 
 class ObservedDict(collections.abc.MutableMapping):
     """A dictionary that writes itself back to the parameter node when it changes."""
@@ -355,6 +401,11 @@ class ObservedDict(collections.abc.MutableMapping):
         del self._dict[key]
         self._save()
 
+    def popitem(self):
+        item = self._dict.popitem()
+        self._save()
+        return item
+
     def __iter__(self):
         return iter(self._dict)
 
@@ -371,11 +422,15 @@ class DictSerializer(ListSerializer):
 
     @staticmethod
     def canSerialize(type_) -> bool:
-        return typing.get_origin(type_) is dict
+        return type_ is dict or typing.get_origin(type_) is dict
 
     @staticmethod
     def create(type_):
-        return DictSerializer(TupleSerializer([create_serializer(a)[0] for a in typing.get_args(type_)]))
+        arguments = typing.get_args(type_) or (typing.Any, typing.Any)
+        return DictSerializer(*(create_serializer(argument)[0] for argument in arguments))
+
+    def __init__(self, keys, values):
+        super().__init__(TupleSerializer([keys, values]))
 
     def default(self):
         return {}
@@ -408,6 +463,9 @@ class NoneSerializer(Serializer):
 
     def write(self, node, name, value):
         node.SetParameter(name, "True")
+
+    def supportsCaching(self):
+        return True
 
 
 @parameterNodeSerializer
@@ -459,3 +517,46 @@ class UnionSerializer(Serializer):
     def remove(self, node, name):
         for index, serializer in enumerate(self._serializers):
             serializer.remove(node, f"{name}.{index}")
+
+    def supportsCaching(self):
+        return all(serializer.supportsCaching() for serializer in self._serializers)
+
+
+@parameterNodeSerializer
+class AnySerializer(Serializer):
+    """The type as ``name.type.0`` (module) and ``name.type.1`` (class), the value as ``name.value``."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return type_ is typing.Any
+
+    @staticmethod
+    def create(type_):
+        return AnySerializer()
+
+    def default(self):
+        return None
+
+    def isIn(self, node, name):
+        return bool(node.HasParameter(f"{name}.type.0"))
+
+    def _serializer(self, node, name):
+        module, kind = node.GetParameter(f"{name}.type.0"), node.GetParameter(f"{name}.type.1")
+        type_ = type(None) if kind == "NoneType" else getattr(importlib.import_module(module), kind)
+        return create_serializer(type_)[0]
+
+    def write(self, node, name, value):
+        serializer = create_serializer(type(value))[0]
+        self.remove(node, name)
+        serializer.write(node, f"{name}.value", value)
+        node.SetParameter(f"{name}.type.0", type(value).__module__)
+        node.SetParameter(f"{name}.type.1", type(value).__name__)
+
+    def read(self, node, name):
+        return self._serializer(node, name).read(node, f"{name}.value")
+
+    def remove(self, node, name):
+        if self.isIn(node, name):
+            self._serializer(node, name).remove(node, f"{name}.value")
+            node.UnsetParameter(f"{name}.type.0")
+            node.UnsetParameter(f"{name}.type.1")

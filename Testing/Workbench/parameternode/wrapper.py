@@ -1,5 +1,7 @@
 """``@parameterNodeWrapper``: a class whose annotated members live on a vtkMRMLScriptedModuleNode."""
 
+import weakref
+
 import qt
 import slicer
 import vtk
@@ -13,6 +15,8 @@ SlicerParameterNamePropertyName = "SlicerParameterName"
 
 class _Binding:
     """One parameter of one wrapper."""
+
+    cached = False
 
     def __init__(self, parameter, node, prefix):
         self.parameter, self.node, self.name = parameter, node, f"{prefix or ''}{parameter.name}"
@@ -29,19 +33,58 @@ class _Binding:
         return self.parameter.serializer.read(self.node, self.name)
 
 
+class _CachedBinding(_Binding):
+    """Keeps the value until the node is modified."""
+
+    cached = True
+
+    def __init__(self, parameter, node, prefix):
+        super().__init__(parameter, node, prefix)
+        self._value, self._writing = super().read(), False
+        reference = weakref.ref(self)  # the observer must not keep the binding alive
+        self._observer = node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: reference()._on_modified())
+
+    def __del__(self):
+        self.node.RemoveObserver(self._observer)
+
+    def _on_modified(self):
+        if not self._writing:
+            self._value = super().read()
+
+    def write(self, value):
+        self._writing = True
+        try:
+            # Observers of the node that run at the end of the modification must find the new value.
+            with slicer.util.NodeModify(self.node):
+                super().write(value)
+                self._value = super().read()
+        finally:
+            self._writing = False
+
+    def read(self):
+        return self._value
+
+
 def _initialize(self, parameterNode, prefix=None):
     self.parameterNode = parameterNode
-    self._bindings = {name: _Binding(p, parameterNode, prefix) for name, p in self.allParameters.items()}
-    self._guis, self._nextTag, self._updatingGui = {}, 0, False
-    for binding in self._bindings.values():
-        if not binding.isIn():
-            binding.write(binding.parameter.default.value)
+    self._bindings, self._guis, self._nextTag, self._updatingGui = {}, {}, 0, False
+    for name, parameter in self.allParameters.items():
+        plain = _Binding(parameter, parameterNode, prefix)
+        if not plain.isIn():
+            plain.write(parameter.default.value)
+        cached = parameter.serializer.supportsCaching()
+        self._bindings[name] = _CachedBinding(parameter, parameterNode, prefix) if cached else plain
 
 
 def _check(self, name):
     head, _ = notes.split_name(name)
     if head not in self.allParameters:
         raise ValueError(f"Cannot find a param with the given name: {head}; there are {', '.join(self.allParameters)}")
+
+
+def _isCached(self, name):
+    _check(self, name)
+    return self._bindings[name].cached
 
 
 def _getValue(self, name):
@@ -126,7 +169,7 @@ def _decorate(cls: type) -> type:
         allParameters=parameters,
         _is_parameter_node_wrapper=True,
         default=lambda self, name: self.allParameters[name].default,
-        isCached=lambda self, name: False,
+        isCached=_isCached,
         dataType=staticmethod(lambda name: data_type(cls, name)),
         getValue=_getValue,
         setValue=_setValue,
