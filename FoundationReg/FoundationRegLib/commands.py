@@ -85,13 +85,20 @@ def require_weights(settings, download: bool, quiet: bool = False) -> None:
     for item in [entry(name) for name, _ in settings.encoders]:
         if is_ready(item):
             continue
-        if not download:
-            size = f" ({item.weights.bytes / 1e6:.0f} MB, {item.licence})" if item.weights.bytes else ""
-            raise WeightsError(
-                f"The weights of {item.title}{size} are not on this computer; fetch them with "
-                f"`foundationreg encoders download {item.id}`, or add --download."
-            )
+        by_hand = item.gated or item.weights.source == "manual"
+        if by_hand or not download:
+            raise WeightsError(f"The weights of {item.title} are not on this computer; {remedy(item, by_hand)}")
         fetch(item.id, quiet)
+
+
+def remedy(item, by_hand: bool) -> str:
+    """What the user can do about the missing weights of a catalogue's entry."""
+    if by_hand:
+        page = f"get the file from {item.weights.page} and " if item.weights.page else ""
+        return f"{page}take it in with `foundationreg encoders import {item.id} FILE`."
+    facts = [f"{item.weights.bytes / 1e6:.0f} MB"] * bool(item.weights.bytes) + [item.licence] * bool(item.licence)
+    size = f" ({', '.join(facts)})" if facts else ""
+    return f"fetch them with `foundationreg encoders download {item.id}`{size}, or add --download."
 
 
 def is_ready(item) -> bool:

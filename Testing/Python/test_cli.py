@@ -297,6 +297,13 @@ def test_missing_weights_name_the_command_that_fetches_them(pair, capsys, monkey
     assert not (pair / "out").exists()
 
 
+def test_weights_that_must_be_asked_for_name_the_way_to_take_them_in(pair, capsys, monkeypatch):
+    monkeypatch.setattr(weights, "_folder", pair / "nothing")
+    arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "dinov3-s"]
+    said = refused(capsys, *arguments, "--download")
+    assert "foundationreg encoders import dinov3-s FILE" in said and "http" in said
+
+
 def test_download_flag_fetches_missing_weights(pair, fake, monkeypatch):
     fetched = []
     monkeypatch.setattr(weights, "_folder", pair / "nothing")
