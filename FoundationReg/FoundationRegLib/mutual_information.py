@@ -8,6 +8,7 @@ so that each moves the body's voxels by about a millimetre.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -59,26 +60,28 @@ def align(
     """
     matrix = np.asarray(matrix, float)
     radius = max(float(np.sqrt(((points[-1] - center) ** 2).sum(1).mean())), 1.0)
-    for level, (values, places, volume) in enumerate(zip(fixed_values, points, moving, strict=True)):
-        found = _climb(
-            values,
-            places,
-            volume,
-            moving_grid,
-            center,
-            matrix,
-            radius,
-            affine,
-            iterations,
-            _share(on_step, level, len(points)),
-        )
-        if found is None:
-            return None
-        matrix = found
+    with _one_thread():
+        for level, (values, places, volume) in enumerate(zip(fixed_values, points, moving, strict=True)):
+            step = _share(on_step, level, len(points))
+            found = _climb(values, places, volume, moving_grid, center, matrix, radius, affine, iterations, step)
+            if found is None:
+                return None
+            matrix = found
     return matrix
 
 
-def _share(on_step, level: int, levels: int):
+@contextmanager
+def _one_thread():
+    """The tensors are so small that threads cost more than they give, many times more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _share(on_step: Callable[[float], None], level: int, levels: int) -> Callable[[float], None]:
     return lambda fraction: on_step((level + fraction) / levels)
 
 
