@@ -23,6 +23,7 @@ from PySide6.QtWidgets import (
     QStyle,
     QStyleOption,
     QStyleOptionButton,
+    QStyleOptionComboBox,
     QStylePainter,
     QToolButton,
     QWidget,
@@ -295,7 +296,7 @@ class ctkCollapsibleButton(QAbstractButton):
         if isinstance(text, QWidget):
             text, parent = "", text
         super().__init__(parent)
-        self._collapsed, self._maximumHeight, self._hiddenByMe = False, self.maximumHeight, []
+        self._collapsed, self._maximumHeight, self._forcing = False, self.maximumHeight, False
         self.text = text
         self.setCheckable(True)
         self.setChecked(True)
@@ -330,28 +331,34 @@ class ctkCollapsibleButton(QAbstractButton):
         if collapsed:
             self._maximumHeight = self.maximumHeight
             self.setMaximumHeight(self.sizeHint().height())
-            self._hiddenByMe = [w for w in self._childWidgets() if not w.isHidden()]
-            for widget in self._hiddenByMe:
-                widget.hide()
         else:
             self.setMaximumHeight(self._maximumHeight)
-            for widget in self._hiddenByMe:
-                widget.show()
-            self._hiddenByMe = []
+        for child in self.children():
+            if isinstance(child, QWidget) and not child.isWindow():
+                self._forceVisibility(child)
         self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
 
-    def _childWidgets(self):
-        return [child for child in self.children() if isinstance(child, QWidget) and not child.isWindow()]
+    def _forceVisibility(self, child):
+        """Show a child only when unfolded and wanted; what the child itself wants stays known."""
+        self._forcing = True
+        wanted = child.property("visibilityToParent") is not False
+        child.setVisible(wanted and not self._collapsed)
+        if wanted:
+            child.setAttribute(Qt.WA_WState_ExplicitShowHide, False)
+        self._forcing = False
 
-    def event(self, event):
-        # A child that is added or shown while the section is folded appears when it is unfolded.
-        if event.type() == QEvent.ChildPolished and self._collapsed:
-            child = event.child()
-            if isinstance(child, QWidget) and child not in self._hiddenByMe and not child.isHidden():
-                self._hiddenByMe.append(child)
-                child.hide()
-        return super().event(event)
+    def childEvent(self, event):
+        if event.added() and isinstance(event.child(), QWidget):
+            event.child().installEventFilter(self)
+
+    def eventFilter(self, child, event):
+        kind = event.type()
+        if kind in (QEvent.ShowToParent, QEvent.HideToParent) and not self._forcing and child.parent() is self:
+            child.setProperty("visibilityToParent", kind == QEvent.ShowToParent)
+            if self._collapsed and kind == QEvent.ShowToParent:
+                self._forceVisibility(child)
+        return False
 
     def _titleSize(self):
         option = QStyleOptionButton()
@@ -425,15 +432,23 @@ class ctkCollapsibleGroupBox(QGroupBox):
 class ctkComboBox(QComboBox):
     """A combo box with a hint that is shown while nothing is selected."""
 
-    defaultText = Property(
-        str, lambda self: self.placeholderText, lambda self, value: self.setProperty("placeholderText", value)
-    )
-    forceDefault = stored(bool, "_forceDefault", False)
+    # Not QComboBox's placeholderText: that would keep the box from selecting its first item by itself.
+    defaultText = stored(str, "_defaultText", "", QComboBox.update)
+    forceDefault = stored(bool, "_forceDefault", False, QComboBox.update)
     currentUserDataAsString = Property(
         str,
         lambda self: "" if self.currentData is None else str(self.currentData),
         lambda self, value: self.setCurrentIndex(self.findData(value)),
     )
+
+    def paintEvent(self, _event):
+        painter = QStylePainter(self)
+        option = QStyleOptionComboBox()
+        self.initStyleOption(option)
+        if self.currentIndex == -1 or self.forceDefault:
+            option.currentText = self.defaultText
+        painter.drawComplexControl(QStyle.CC_ComboBox, option)
+        painter.drawControl(QStyle.CE_ComboBoxLabel, option)
 
 
 class ctkCheckBox(QCheckBox):

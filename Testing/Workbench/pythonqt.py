@@ -34,6 +34,7 @@ def install() -> types.ModuleType:
     QtCore.QObject.className = lambda self: self.metaObject().className()
     QtCore.QObject.delete = lambda self: self.deleteLater()
     _install_connect()
+    _keep_dialogs_until_executed()
     qt = types.ModuleType("qt", "Qt as PythonQt offers it in Slicer, here on PySide6")
     for module in _QT_MODULES:
         for name in dir(module):
@@ -97,9 +98,31 @@ def _add_exec_(cls: type) -> None:
         cls.exec_ = cls.__dict__["exec"]
 
 
-#
-# connect("signal(type)", callable)
-#
+def _keep_dialogs_until_executed() -> None:
+    """slicer.util calls ``deleteLater()`` before ``exec_()``.
+
+    In an application that works: the deletion waits for the event loop that runs at the time of the call. A test calls
+    from outside any event loop, so that the dialog's own loop would delete it at once: delete it after its exec.
+    """
+    delete_later = QtCore.QObject.deleteLater
+
+    def delete_dialog_later(self):
+        if QtCore.QThread.currentThread().loopLevel() == 0 and not self.isVisible():
+            self._deleteAfterExec = True
+        else:
+            delete_later(self)
+
+    def executed(execute):
+        def wrapper(self):
+            result = execute(self)
+            if getattr(self, "_deleteAfterExec", False):
+                delete_later(self)
+            return result
+
+        return wrapper
+
+    QtWidgets.QDialog.deleteLater = delete_dialog_later
+    QtWidgets.QDialog.exec = QtWidgets.QDialog.exec_ = executed(QtWidgets.QDialog.exec)
 
 
 def _install_connect() -> None:
