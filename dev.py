@@ -136,7 +136,7 @@ def set_up(extra: str) -> None:
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     pip = [VENV_PYTHON, "-m", "pip", "install", *quiet, "--disable-pip-version-check"]
     torch = pinned("torch")
-    note = "; on Linux it brings its GPU libraries, some gigabytes" if platform.system() == "Linux" else ""
+    note = "; on Linux it may bring GPU libraries, some gigabytes" if platform.system() == "Linux" else ""
     say(f"Installing PyTorch ({torch}{note})")
     run(*pip, torch)
     say(f"Installing FoundationReg with [{extra}] into .venv, versions from constraints.txt")
