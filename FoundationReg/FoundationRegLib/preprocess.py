@@ -36,7 +36,7 @@ def ct_window(array: np.ndarray, mask: np.ndarray | None = None) -> tuple[float,
     values = array if mask is None or not mask.any() else array[mask]
     lung = np.mean((values > -950) & (values < -600))
     tissue = np.mean((values > -200) & (values < 300))
-    return LUNG_WINDOW if lung > 0.15 * (lung + tissue) else SOFT_TISSUE_WINDOW
+    return LUNG_WINDOW if lung > 0.12 * (lung + tissue) else SOFT_TISSUE_WINDOW
 
 
 def scale_intensity(

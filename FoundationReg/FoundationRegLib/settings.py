@@ -133,6 +133,7 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def _parse(key: str, value: Any, kind: Any) -> Any:
     """``value``, possibly a text, as the field's type. Raises `InputError`."""
+    given = value
     try:
         if key == "encoders":
             if isinstance(value, str):
@@ -161,4 +162,4 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
             return number
         return str(value)
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"The setting {key} cannot be {value!r}.") from None
+        raise InputError(f"The setting {key} cannot be {given!r}.") from None

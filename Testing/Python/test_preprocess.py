@@ -1,0 +1,137 @@
+"""Intensity scaling, body masks and working grids on phantoms with a known body."""
+
+import numpy as np
+import pytest
+from conftest import make_grid, smooth_noise
+from FoundationRegLib import image, preprocess
+
+SHAPE, SPACING = (40, 60, 64), (3.0, 2.5, 2.5)
+
+
+def ellipsoid(center, radii):
+    place = np.moveaxis(np.indices(SHAPE), 0, -1) * SPACING
+    return np.linalg.norm((place - center) / radii, axis=-1) <= 1
+
+
+BODY = ellipsoid((58, 75, 80), (500, 60, 65))  # A trunk: cut by the first and the last slice.
+LUNGS = ellipsoid((0, 75, 53), (90, 38, 24)) | ellipsoid((0, 75, 107), (90, 38, 24))
+HEAD = ellipsoid((58, 75, 80), (48, 60, 50))
+
+
+def ct():
+    noise = 15 * smooth_noise(SHAPE, 0.5, 0)
+    values = np.where(BODY, 40.0, -1000.0)
+    values[LUNGS] = -830
+    table = np.zeros(SHAPE, bool)
+    table[:, 57:58, 10:54] = True
+    return np.where(table & ~BODY, 200.0, values) + noise
+
+
+def mr(body, seed=0, background=12.0):
+    """Rician noise in the air, a coil that fades across the body."""
+    rng = np.random.default_rng(seed)
+    fade = np.linspace(1.4, 0.6, SHAPE[2])
+    signal = np.where(body, 200 * fade * (1 + 0.2 * smooth_noise(SHAPE, 3, seed)), 0)
+    return np.hypot(signal + rng.normal(0, background, SHAPE), rng.normal(0, background, SHAPE))
+
+
+def overlap(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_hounsfield_images_are_told_from_magnetic_resonance():
+    assert preprocess.intensity_kind(ct()) == "ct"
+    assert preprocess.intensity_kind(image.image_from_array(ct().astype(np.int16), make_grid(SHAPE))) == "ct"
+    assert preprocess.intensity_kind(mr(HEAD)) == "mr"
+    standardised = mr(HEAD)
+    assert preprocess.intensity_kind((standardised - standardised.mean()) / standardised.std()) == "mr"
+
+
+def test_window_is_wide_for_a_chest_and_narrow_for_a_belly():
+    chest = ct()
+    assert preprocess.ct_window(chest, BODY) == preprocess.LUNG_WINDOW
+    belly = np.where(LUNGS, 40, chest)
+    assert preprocess.ct_window(belly, BODY) == preprocess.SOFT_TISSUE_WINDOW
+
+
+def test_ct_mask_is_the_body_with_lungs_without_table():
+    mask = preprocess.foreground_mask(ct(), "ct", SPACING)
+    assert overlap(mask, BODY) > 0.95
+    assert mask[LUNGS].mean() > 0.98
+    assert not mask[:, 57, 12:20].any()
+
+
+def test_mr_mask_leaves_noise_out():
+    mask = preprocess.foreground_mask(mr(HEAD), "mr", SPACING)
+    assert overlap(mask, HEAD) > 0.92
+    assert mask[HEAD].mean() > 0.98
+
+
+def test_mr_mask_keeps_dark_organs_inside_the_body():
+    mask = preprocess.foreground_mask(mr(BODY & ~LUNGS), "mr", SPACING)
+    assert mask[LUNGS & BODY].mean() > 0.95
+
+
+def test_skull_stripped_mask_is_what_is_not_zero():
+    values = np.where(HEAD, mr(HEAD) + 1, 0)
+    mask = preprocess.foreground_mask(values, "mr", SPACING)
+    assert overlap(mask, HEAD) > 0.95 and mask[HEAD].mean() > 0.98
+
+
+@pytest.mark.parametrize("values", [np.zeros(SHAPE), np.random.default_rng(0).uniform(100, 101, SHAPE)])
+def test_mask_is_everything_when_no_body_stands_out(values):
+    values = values.copy()
+    values[0, 0, 0] += 1
+    mask = preprocess.foreground_mask(values, "mr", SPACING)
+    assert mask.shape == SHAPE and (mask.all() or mask.mean() > 0.02)
+
+
+def test_scaled_values_ignore_outliers_and_stay_in_range():
+    values = mr(HEAD)
+    scaled = preprocess.scale_intensity(values, "mr", mask=HEAD)
+    bright = values.copy()
+    bright[20, 30, 32] = 1e6
+    again = preprocess.scale_intensity(bright, "mr", mask=HEAD)
+    assert scaled.dtype == np.float32 and scaled.min() == 0 and scaled.max() == 1
+    assert np.abs(again - scaled)[bright < 1e6].max() < 0.01
+    low, high = np.percentile(values[HEAD], [1, 99.5])
+    inside = (values > low) & (values < high)
+    np.testing.assert_allclose(scaled[inside], ((values - low) / (high - low))[inside], atol=1e-5)
+
+
+def test_a_given_window_is_used_as_it_is():
+    scaled = preprocess.scale_intensity(np.array([[[-2000.0, -100, 0, 100, 3000]]]), "ct", (-100.0, 100.0))
+    np.testing.assert_allclose(scaled, [[[0, 0, 0.5, 1, 1]]])
+
+
+def test_constant_foreground_does_not_divide_by_zero():
+    assert np.isfinite(preprocess.scale_intensity(np.full(SHAPE, 7.0), "mr")).all()
+
+
+def test_working_grid_covers_the_body_and_its_margin(grid):
+    body = np.zeros(grid.shape, bool)
+    body[5:20, 10:31, 8:30] = True
+    working = preprocess.working_grid(grid, body, 2.8, 6.0)
+    np.testing.assert_allclose(working.spacing, 2.8)
+    np.testing.assert_allclose(working.direction, grid.direction, atol=1e-12)
+    faces = grid.padded((-5, -10, -8), np.array((20, 31, 30)) - grid.shape).corners()
+    reach = working.indices(faces) * 2.8
+    assert (reach.min(0) >= 6.0 - 1.4 - 1e-6).all()
+    assert (reach.max(0) <= (np.array(working.shape) - 0.5) * 2.8 - 6.0 + 1e-6).all()
+    assert (np.array(working.shape) * 2.8 <= (faces.max() - faces.min()) * 3).all()
+    smallest = np.ceil((np.array((15, 21, 22)) * grid.spacing + 12) / 2.8 - 1e-3)
+    np.testing.assert_array_equal(working.shape, smallest)
+
+
+def test_working_grid_without_a_body_covers_the_image(grid):
+    for empty in (None, np.zeros(grid.shape, bool)):
+        working = preprocess.working_grid(grid, empty, 3.0)
+        index = working.indices(grid.corners())
+        assert (index.min(0) >= -0.5 - 1e-6).all() and (index.max(0) <= np.array(working.shape) - 0.5 + 1e-6).all()
+
+
+def test_default_spacing_is_the_finest_until_there_are_too_many_voxels():
+    assert preprocess.default_spacing(make_grid((40, 50, 60), (4.0, 1.5, 1.5))) == 1.5
+    large = make_grid((500, 512, 512), (1.0, 0.7, 0.7))
+    spacing = preprocess.default_spacing(large, voxels=1_000_000)
+    assert np.prod(large.extent / spacing) == pytest.approx(1_000_000, rel=0.01)
