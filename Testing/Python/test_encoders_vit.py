@@ -233,7 +233,12 @@ def test_the_catalogues_networks_have_the_published_number_of_parameters(id):
 @torch.inference_mode()
 def test_the_full_dinov2_l_with_registers_agrees_at_896_pixels(tmp_path):
     config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, num_register_tokens=4
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=518,
+        patch_size=14,
+        num_register_tokens=4,
     )
     model = randomised(transformers.Dinov2WithRegistersModel(config))
     model.save_pretrained(tmp_path)

@@ -6,12 +6,10 @@ import difflib
 import functools
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-
-CATALOGUE_FILE = Path(__file__).parents[2] / "Resources" / "Encoders.json"
+from ..resources import resource_path
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Entry:
 @functools.cache
 def catalogue() -> dict[str, Entry]:
     """Every encoder by id, in the order in which a user should see them."""
-    entries = json.loads(CATALOGUE_FILE.read_text(encoding="utf-8"))
+    entries = json.loads(resource_path("Encoders.json").read_text(encoding="utf-8"))
     made = (
         Entry(**{**item, "weights": Weights(**item["weights"]) if item.get("weights") else None}) for item in entries
     )

@@ -19,7 +19,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            begins = file.read(9)
+        if begins[8:] == b"{":  # a length of eight bytes, then JSON: safetensors, whatever the file is called
             from safetensors.torch import load_file
 
             return load_file(path)

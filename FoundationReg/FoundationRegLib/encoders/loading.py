@@ -96,8 +96,13 @@ def load_encoder(
 
         return Mind(item.id, **item.options, device=target)
     path, sha256 = weights.ensure(item, progress)
-    network = _NETWORKS[item.family](item, path, layers)
+    network = build_network(item, path, layers)
     return NetworkEncoder(item, network, target, dtype, sha256, normalisation)
+
+
+def build_network(item: Entry, path: Path, layers: Sequence[int] = ()) -> nn.Module:
+    """The network of an entry with the weights in ``path``. Raises `WeightsError` for keys that do not fit."""
+    return _NETWORKS[item.family](item, path, layers)
 
 
 def choose_precision(name: str, device: torch.device, item: Entry | None = None) -> torch.dtype:
