@@ -13,11 +13,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch import Tensor
 
 from .grid import Grid
 
 _LEAST_OVERLAP = 0.2
+_TOLERANCE = 1e-5
 
 
 def mutual_information(fixed: Tensor, moving: Tensor, bins: int = 32) -> Tensor:
@@ -95,49 +97,38 @@ def _climb(values, places, volume, grid, center, matrix, radius, affine, iterati
     to_index = np.linalg.inv(grid.affine) @ matrix
     turn = torch.as_tensor(to_index[2::-1, :3].copy(), dtype=torch.float32)
     shift = torch.as_tensor((to_index[:3, :3] @ center + to_index[:3, 3])[::-1].copy(), dtype=torch.float32)
-    parameters = torch.zeros(12 if affine else 6, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        lr=1,
-        max_iter=iterations,
-        history_size=12,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-6,
-        tolerance_change=1e-6,
-    )
-    best: tuple[float, Tensor | None] = (float("inf"), None)
+    best: tuple[float, np.ndarray | None] = (float("inf"), None)
     calls = 0
 
-    def cost() -> Tensor:
+    def cost(numbers: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best, calls
         calls += 1
         on_step(min(1.0, calls / (1.5 * iterations)))
-        optimizer.zero_grad()
+        parameters = torch.tensor(numbers, dtype=torch.float32, requires_grad=True)
         linear, move = _motion(parameters, radius)
         index = (offsets @ linear.T + move) @ turn.T + shift
         inside = ((index > -0.5) & (index < size - 0.5)).all(1)
         if inside.float().mean() < _LEAST_OVERLAP:
-            # Flat and worse than anything, so that the line search turns back.
-            return parameters.sum() * 0 + 1.0
+            # Worse than anything, so that the line search turns back.
+            return 1.0, np.zeros_like(numbers)
         normal = 2 * index[inside] / (size - 1).clamp(min=1) - 1
         seen = F.grid_sample(volume, normal[None, None, None], padding_mode="border", align_corners=True).flatten()
         loss = -mutual_information(values[inside], seen)
         loss.backward()
         if loss.item() < best[0]:
-            best = (loss.item(), parameters.detach().clone())
-        return loss
+            best = (loss.item(), numbers.copy())
+        return loss.item(), parameters.grad.double().numpy()
 
-    # L-BFGS begins with a step as long as the gradient; this makes it about a millimetre.
     with torch.enable_grad():
-        cost()
-        if best[1] is None:
-            return None
-        optimizer.param_groups[0]["lr"] = float(1 / parameters.grad.norm().clamp(min=1e-3))
-        optimizer.step(cost)
-    linear, move = _motion(best[1], radius)
+        options = {"maxiter": iterations, "ftol": _TOLERANCE, "gtol": 1e-6}
+        # Not torch.optim: its first use imports a compiler, which takes longer than all of this.
+        minimize(cost, np.zeros(12 if affine else 6), jac=True, method="L-BFGS-B", options=options)
+    if best[1] is None:
+        return None
+    linear, move = _motion(torch.from_numpy(best[1]), radius)
     change = np.eye(4)
-    change[:3, :3] = linear.double().numpy()
-    change[:3, 3] = center + move.double().numpy() - change[:3, :3] @ center
+    change[:3, :3] = linear.numpy()
+    change[:3, 3] = center + move.numpy() - change[:3, :3] @ center
     return matrix @ change
 
 
@@ -149,4 +140,4 @@ def _motion(parameters: Tensor, radius: float) -> tuple[Tensor, Tensor]:
         x, y, z = rates
         skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(3, 3)
         return torch.linalg.matrix_exp(skew), parameters[:3]
-    return torch.eye(3) + rates.reshape(3, 3), parameters[:3]
+    return torch.eye(3, dtype=rates.dtype) + rates.reshape(3, 3), parameters[:3]
