@@ -6,7 +6,9 @@ millimetres along the array axes of their `Grid`, component n along array axis n
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from .reading import IMAGE_SUFFIXES, read_dicom_folder, read_file, suffix_of
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 SMALLEST_AXIS = 4
 LARGEST_BROKEN_SHARE = 0.01
+_HDF5_OVERHEAD = 1 << 20
 INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
 
 # Columns of a direction matrix may be off orthogonal by this much: silently (rounding) or with a warning.
@@ -142,9 +145,7 @@ def _antialiased(image: sitk.Image, grid: Grid) -> sitk.Image:
     target = np.sqrt(((axes.T @ grid.direction) ** 2 * grid.spacing**2).sum(axis=1))
     for axis in np.flatnonzero(target > 1.1 * spacing):
         sigma = np.sqrt((target[axis] ** 2 - spacing[axis] ** 2) / (8 * np.log(2)))
-        image = sitk.RecursiveGaussian(
-            image, float(sigma), False, sitk.RecursiveGaussianImageFilter.ZeroOrder, int(axis)
-        )
+        image = sitk.RecursiveGaussian(image, sigma=float(sigma), direction=int(axis))
     return image
 
 
@@ -268,7 +269,7 @@ def compose_field(
     if ends.min() < -1e-3 or (ends > np.array(lattice.shape) - 1 + 1e-3).any():
         raise ValueError("the lattice does not cover the fixed image")
     matrix = affine_matrix(linear) if linear is not None and linear.IsLinear() else np.eye(4)
-    along_axes = _resized(_as_array(displacement), working_grid, lattice)
+    along_axes = _resized(_as_array(displacement).astype(np.float32), working_grid, lattice)
     # In one pass over the nodes p: linear(p + u) - p = (M - 1) p + t + M u.
     field = np.empty((*lattice.shape, 3))
     turned = matrix[:3, :3] @ working_grid.direction
@@ -293,7 +294,7 @@ def _resized(displacement: np.ndarray, source: Grid, target: Grid) -> np.ndarray
             place = np.clip(index[axis, axis] * np.arange(target.shape[axis]) + index[axis, 3], 0, last)
             low = np.minimum(place.astype(int), max(last - 1, 0))
             high = np.minimum(low + 1, last)
-            weight = (place - low).reshape([-1 if n == axis else 1 for n in range(3)])
+            weight = (place - low).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(3)])
             below, above = (np.take(displacement, k, axis=axis + 1) for k in (low, high))
             displacement = below + weight * (above - below)
         return displacement
@@ -333,7 +334,8 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
     Raises `InputError` for another extension or when the file cannot be written.
     """
     suffixes = (".nii.gz", ".nii", ".nrrd", ".mha")
-    _write(path, suffixes, "image", lambda name: sitk.WriteImage(image, name, useCompression=True))
+    size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    _write(path, suffixes, "image", lambda name: sitk.WriteImage(image, name, useCompression=True), size)
 
 
 def write_transform(transform: sitk.Transform, path: str | Path) -> None:
@@ -345,22 +347,47 @@ def write_transform(transform: sitk.Transform, path: str | Path) -> None:
         write_image(transform.GetDisplacementField(), path)
     else:
         suffixes = (".h5", ".hdf5", ".tfm", ".txt")
-        _write(path, suffixes, "transform", lambda name: sitk.WriteTransform(transform, name))
+        size = 8 * transform.GetNumberOfParameters()
+        _write(path, suffixes, "transform", lambda name: sitk.WriteTransform(transform, name), size)
 
 
-def _write(path: str | Path, suffixes: tuple[str, ...], what: str, write) -> None:
+def _write(path: str | Path, suffixes: tuple[str, ...], what: str, write, size: int = 0) -> None:
     path = Path(path).expanduser()
     suffix = suffix_of(path)
     if suffix not in suffixes:
         raise InputError(f"The {what} cannot be written to {path}; use one of the extensions {' '.join(suffixes)}.")
     if not path.parent.is_dir():
         raise InputError(f"The {what} cannot be written to {path}: there is no such folder.")
+    # HDF5 that runs out of space crashes the process when it ends.
+    if suffix in (".h5", ".hdf5") and shutil.disk_usage(path.parent).free < size + _HDF5_OVERHEAD:
+        raise InputError(f"The {what} cannot be written to {path}: the disk is full.")
     temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:
         write(str(temporary))
+        if not _is_whole(temporary, suffix, size):
+            raise OSError
         os.replace(temporary, path)
     except (RuntimeError, OSError):
         hint = "is the folder writable and the disk not full?"
         raise InputError(f"The {what} cannot be written to {path}; {hint}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path, suffix: str, size: int) -> bool:
+    """Whether a NIfTI file holds ``size`` bytes of voxels, or a text file its last line.
+
+    On a full disk ITK writes a part of these without an error; of the other kinds it tells.
+    """
+    if suffix == ".nii.gz":
+        try:
+            with gzip.open(path) as file:
+                return sum(len(block) for block in iter(lambda: file.read(1 << 20), b"")) >= size
+        except EOFError:
+            return False
+    if suffix in (".tfm", ".txt"):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            tail = file.read()
+        return b"FixedParameters:" in tail and tail.endswith(b"\n")
+    return suffix != ".nii" or path.stat().st_size >= size

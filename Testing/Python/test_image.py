@@ -1,7 +1,11 @@
 """Reading, geometry, resampling, composing and writing, against SimpleITK itself and analytic maps."""
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,6 +302,47 @@ def test_images_are_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         image.write_image(volume, tmp_path / "taken.mha")
     assert sorted(os.listdir(tmp_path)) == ["a.nii.gz", "taken.mha"]
+
+
+WRITE_ON_A_FULL_DISK = """
+import resource, signal, sys
+import numpy as np, SimpleITK as sitk
+from FoundationRegLib import image
+from FoundationRegLib.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+volume = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(40, 40, 40)))
+field = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(20, 20, 20, 3)), isVector=True)
+for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.tfm"):
+    try:
+        if name.endswith("tfm"):
+            image.write_transform(sitk.DisplacementFieldTransform(sitk.Image(field)), f"{sys.argv[1]}/{name}")
+        else:
+            image.write_image(volume, f"{sys.argv[1]}/{name}")
+    except InputError as error:
+        assert "disk not full" in str(error)
+    else:
+        raise SystemExit(f"{name} was written")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of file size are POSIX")
+def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(image.__file__).parent.parent)}
+    command = [sys.executable, "-c", WRITE_ON_A_FULL_DISK, str(tmp_path)]
+    outcome = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    assert not list(tmp_path.iterdir())
+
+
+def test_hdf5_is_not_begun_on_a_disk_without_room(tmp_path, monkeypatch):
+    room = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: room)
+    image.write_transform(sitk.Euler3DTransform(), tmp_path / "small.h5")
+    large = sitk.DisplacementFieldTransform(sitk.Image((40, 40, 40), sitk.sitkVectorFloat64))
+    with pytest.raises(InputError, match="disk is full"):
+        image.write_transform(large, tmp_path / "large.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.h5"]
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs folder permissions that bind")
