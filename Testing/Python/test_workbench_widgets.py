@@ -179,7 +179,14 @@ def test_selector_creates_renames_and_deletes(selector, workbench):
     selector.renameEnabled = True
     selector.baseName = "Warped"
     texts = [selector._comboBox.itemText(i) for i in range(selector._comboBox.count)]
-    assert texts == ["None", "", "Rename current Volume", "Create new Volume", "Create new Volume as...", "Delete current Volume"]
+    assert texts == [
+        "None",
+        "",
+        "Rename current Volume",
+        "Create new Volume",
+        "Create new Volume as...",
+        "Delete current Volume",
+    ]
     selector._comboBox.activated.emit(texts.index("Create new Volume"))
     assert [node.GetName() for node in created] == ["Warped"] and selector.currentNode() is created[0]
 

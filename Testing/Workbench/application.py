@@ -10,6 +10,7 @@ import stat
 import sys
 import tempfile
 import types
+from typing import ClassVar
 
 import slicer
 from PySide6.QtCore import QProcessEnvironment, QSettings, Signal
@@ -25,7 +26,7 @@ class qSlicerApplication(QApplication):
     startupCompleted = Signal()
     renderPaused = Signal(bool)
     mrmlSceneChanged = Signal(object)
-    cppSignals = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
+    cppSignals: ClassVar[dict] = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
 
     def __init__(self, folder: pathlib.Path, headless: bool):
         """:param folder: a private folder for temporary files; headless, also for the settings."""
@@ -48,9 +49,11 @@ class qSlicerApplication(QApplication):
         """Take over the scene and logics of a trame-slicer SlicerApp."""
         self._core = core
         core.app_logic.SetTemporaryPath(self.temporaryPath)
-        cache = core.scene.GetCacheManager()
-        if cache:
-            cache.SetRemoteCacheDirectory(self.cachePath)
+        self._remoteIO, self._dataIO = slicer.vtkMRMLRemoteIOLogic(), slicer.vtkDataIOManagerLogic()
+        self._remoteIO.GetCacheManager().SetRemoteCacheDirectory(self.cachePath)
+        self._dataIO.SetMRMLApplicationLogic(core.app_logic)
+        self._dataIO.SetAndObserveDataIOManager(self._remoteIO.GetDataIOManager())
+        core.app_logic.SetMRMLSceneDataIO(core.scene, self._remoteIO, self._dataIO)
         self.mrmlSceneChanged.emit(core.scene)
 
     # Names as in PythonQt: properties without parentheses.

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from PySide6.QtCore import QEvent, QObject, QTimer
-from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QInputDialog, QMessageBox
+from PySide6.QtWidgets import QAbstractButton, QApplication, QDialog, QFileDialog, QInputDialog, QLabel, QMessageBox
 
 
 class DialogWatch(QObject):
@@ -18,9 +18,9 @@ class DialogWatch(QObject):
         app.installEventFilter(self)
 
     def eventFilter(self, watched, event):
-        if event.type() == QEvent.Show and isinstance(watched, QDialog) and watched.isModal():
-            if self._answers or self._headless:
-                QTimer.singleShot(0, watched, lambda: self._answer(watched))
+        appears = event.type() == QEvent.Show and isinstance(watched, QDialog) and watched.isModal()
+        if appears and (self._answers or self._headless):
+            QTimer.singleShot(0, watched, lambda: self._answer(watched))
         return False
 
     def _answer(self, dialog):
@@ -54,11 +54,11 @@ def press(text: str) -> Callable[[QDialog], None]:
     """An answer that clicks the button of this text (without the & of its shortcut)."""
 
     def click(dialog: QDialog) -> None:
-        for button in dialog.findChildren(_button_class()):
+        for button in dialog.findChildren(QAbstractButton):
             if button.text.replace("&", "") == text:
                 button.click()
                 return
-        known = [button.text for button in dialog.findChildren(_button_class())]
+        known = [button.text for button in dialog.findChildren(QAbstractButton)]
         dialog.reject()
         raise AssertionError(f"The dialog has no button {text!r}, only {known}: {describe(dialog)}")
 
@@ -70,18 +70,10 @@ def describe(dialog: QDialog) -> str:
     text = ""
     if isinstance(dialog, QMessageBox):
         text = "\n".join(filter(None, (dialog.text, dialog.informativeText, dialog.detailedText)))
-    elif isinstance(dialog, (QInputDialog,)):
+    elif isinstance(dialog, QInputDialog):
         text = dialog.labelText()
     elif isinstance(dialog, QFileDialog):
         text = dialog.directory().absolutePath()
     else:
-        from PySide6.QtWidgets import QLabel
-
         text = "\n".join(label.text for label in dialog.findChildren(QLabel) if label.text)
     return f"{dialog.windowTitle.strip()}: {text}"
-
-
-def _button_class():
-    from PySide6.QtWidgets import QAbstractButton
-
-    return QAbstractButton

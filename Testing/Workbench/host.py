@@ -159,6 +159,8 @@ class Workbench:
         for name in list(self._loaded):
             self.unload_module(name)
         self.core.scene.Clear()
+        for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
+            self.core.scene.RemoveNode(node)  # parameter nodes are singletons, which outlive Clear()
         self.process_events()
 
     def run(self) -> int:

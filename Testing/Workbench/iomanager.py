@@ -52,13 +52,14 @@ class qSlicerCoreIOManager(QObject):
     def _storage(self, node):
         storage = node.CreateDefaultStorageNode()
         storage.UnRegister(None)
+        storage.SetScene(slicer.mrmlScene)  # the formats that ITK writes are known through the scene
         return storage
 
     def loadNodes(self, fileType, parameters, loadedNodes=None, userMessages=None):
         file_name = str(parameters["fileName"])
         if not os.path.exists(file_name):
             if userMessages is not None:
-                userMessages.AddMessage(slicer.vtkMRMLMessageCollection.ErrorEvent, f"File does not exist: {file_name}")
+                userMessages.AddMessage(vtk.vtkCommand.ErrorEvent, f"File does not exist: {file_name}")
             return False
         reader = getattr(self, f"_load_{fileType}", None)
         node = reader(file_name, parameters) if reader else None

@@ -1,6 +1,7 @@
 """View widgets with their controls, and the layout manager that arranges them as the scene's layout node says."""
 
 import xml.etree.ElementTree as ElementTree
+from typing import ClassVar
 
 import slicer
 import vtk
@@ -242,8 +243,8 @@ class qMRMLLayoutManager(QObject):
     """Arranges the views by the layout description of the scene's layout node (qMRMLLayoutManager.h)."""
 
     layoutChanged = Signal(int)
-    cppSignals = {"layoutChanged(int)": "layoutChanged"}
-    _classes = {
+    cppSignals: ClassVar[dict] = {"layoutChanged(int)": "layoutChanged"}
+    _classes: ClassVar[dict] = {
         "vtkMRMLSliceNode": qMRMLSliceWidget,
         "vtkMRMLViewNode": qMRMLThreeDWidget,
         "vtkMRMLTableViewNode": qMRMLTableWidget,
@@ -314,7 +315,7 @@ class qMRMLLayoutManager(QObject):
             box = QSplitter(Qt.Vertical if kind == "vertical" else Qt.Horizontal)
             box.setChildrenCollapsible(False)
             box.setHandleWidth(3)
-            for item, widget in items:
+            for _, widget in items:
                 box.addWidget(widget)
                 box.setStretchFactor(box.indexOf(widget), 1)
             box.setSizes([int(item.get("splitSize", 0)) or 1000 for item, _ in items])

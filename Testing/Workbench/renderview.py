@@ -6,6 +6,7 @@ own interaction (scroll, window and level, pan, zoom, crosshair, rotate) works.
 """
 
 import contextlib
+from typing import ClassVar
 
 import numpy as np
 import slicer
@@ -70,7 +71,11 @@ class RenderWidget(QWidget):
     """Paints a trame-slicer view and feeds its interactor."""
 
     resized = Signal()
-    _buttons = {Qt.LeftButton: "LeftButton", Qt.RightButton: "RightButton", Qt.MiddleButton: "MiddleButton"}
+    _buttons: ClassVar[dict] = {
+        Qt.LeftButton: "LeftButton",
+        Qt.RightButton: "RightButton",
+        Qt.MiddleButton: "MiddleButton",
+    }
 
     def __init__(self, view, parent=None):
         super().__init__(parent)

@@ -115,12 +115,8 @@ class qSlicerMainWindow(QMainWindow):
     def _make_file_menu(self):
         menu = self.menuBar().addMenu("&File")
         menu.setObjectName("FileMenu")
-        for kind, shortcut in (
-            ("Volume", QKeySequence.Open),
-            ("Transform", None),
-            ("Segmentation", None),
-            ("Markups", None),
-        ):
+        kinds = (("Volume", QKeySequence.Open), ("Transform", None), ("Segmentation", None), ("Markups", None))
+        for kind, shortcut in kinds:
             self._add(menu, f"Open {kind.lower()}...", lambda kind=kind: self._open(kind), shortcut)
         menu.addSeparator()
         self._samples = menu.addMenu("Sample data")

@@ -81,10 +81,7 @@ def _initialize(self, *args, **kwargs) -> None:
     if len(args) > len(names) or set(given) - set(names) or set(names[: len(args)]) & set(kwargs):
         raise TypeError(f"__init__() of {type(self).__name__} takes {', '.join(names)}")
     for name, parameter in self.allParameters.items():
-        if name in given:
-            setattr(self, name, given[name])
-        else:
-            setattr(self, name, parameter.default.value)
+        setattr(self, name, given.get(name, parameter.default.value))
 
 
 def _getValue(self, name):

@@ -159,11 +159,18 @@ def _disconnectGui(self, tag):
         self.RemoveObserver(observer)
 
 
+def _release(self):
+    """Take the observers along: VTK would call functions that Python's garbage collector has taken apart."""
+    for _, observer in vars(self).get("_guis", {}).values():
+        self.RemoveObserver(observer)
+
+
 def _decorate(cls: type) -> type:
     parameters = parameters_of(cls)
     for name in parameters:
         setattr(cls, name, _attribute(name))
     cls.__init__ = _initialize
+    cls.__del__ = _release
     reserve(
         cls,
         allParameters=parameters,

@@ -1,80 +1,21 @@
-"""Stand-ins for the qMRML widgets of Slicer's module panels, on the real MRML scene.
+"""Node selectors; their list behaves as qMRMLSceneModel with qMRMLSortFilterProxyModel in a QComboBox does."""
 
-Properties, slots, signals and defaults follow Slicer, Libs/MRML/Widgets (each class in the file of its name); the
-list of a node selector behaves as qMRMLSceneModel with qMRMLSortFilterProxyModel in a QComboBox does.
-"""
+from typing import ClassVar
 
-import weakref
-
-import shiboken6
 import slicer
 import vtk
 from PySide6.QtCore import Property, Qt, Signal, Slot
 from PySide6.QtGui import QStandardItem, QStandardItemModel
-from PySide6.QtWidgets import QComboBox, QHBoxLayout, QInputDialog, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QComboBox, QHBoxLayout, QInputDialog, QSizePolicy, QWidget
 
-from .ctkwidgets import (
-    ctkCheckableComboBox,
-    ctkCollapsibleButton,
+from ..ctkwidgets import (
     ctkComboBox,
-    ctkDoubleSpinBox,
-    ctkRangeWidget,
-    ctkSliderWidget,
 )
-from .qtproperty import stored
+from ..qtproperty import stored
+from .base import Observations
 
 _NODE_ID = Qt.UserRole
 _ACTION = Qt.UserRole + 1
-
-
-class Observations:
-    """VTK observations of a Qt object that end with it."""
-
-    def __init__(self, owner):
-        self._owner = weakref.ref(owner)
-        self._tags = []
-
-    def add(self, subject, event, method_name: str) -> None:
-        """Call ``owner.<method_name>(subject, event, call data)`` on ``event``; without call data it is None."""
-        owner_reference = self._owner
-
-        def callback(caller, name, data=None):
-            owner = owner_reference()
-            if owner is not None and shiboken6.isValid(owner):
-                getattr(owner, method_name)(caller, name, data)
-
-        if event in (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent):
-            callback.CallDataType = vtk.VTK_OBJECT
-        self._tags.append((subject, subject.AddObserver(event, callback)))
-
-    def clear(self) -> None:
-        for subject, tag in self._tags:
-            subject.RemoveObserver(tag)
-        self._tags = []
-
-
-class qMRMLWidget(QWidget):
-    """A widget that knows the scene; panels connect their selectors to its signal in the .ui file."""
-
-    mrmlSceneChanged = Signal(object)
-    cppSignals = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._scene = None
-
-    def mrmlScene(self):
-        return self._scene
-
-    @Slot(object)
-    def setMRMLScene(self, scene):
-        if scene is not self._scene:
-            self._scene = scene
-            self.mrmlSceneChanged.emit(scene)
-
-
-class qSlicerWidget(qMRMLWidget):
-    """The base of module panels (Base/QTGUI/qSlicerWidget.h)."""
 
 
 class qMRMLNodeComboBox(QWidget):
@@ -90,7 +31,7 @@ class qMRMLNodeComboBox(QWidget):
     nodeAboutToBeEdited = Signal(object)
     currentNodeRenamed = Signal(str)
     _currentNodeValid = Signal(bool)
-    cppSignals = {
+    cppSignals: ClassVar[dict] = {
         "currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged",
         "currentNodeChanged(bool)": "_currentNodeValid",
         "currentNodeIDChanged(QString)": "currentNodeIDChanged",
@@ -130,7 +71,9 @@ class qMRMLNodeComboBox(QWidget):
         self._updateActions()
 
     nodeTypes = Property(
-        "QStringList", lambda self: tuple(getattr(self, "_nodeTypes", ())), lambda self, types: self._setNodeTypes(types)
+        "QStringList",
+        lambda self: tuple(getattr(self, "_nodeTypes", ())),
+        lambda self, types: self._setNodeTypes(types),
     )
     showHidden = stored(bool, "_showHidden", False, _refresh)
     showChildNodeTypes = stored(bool, "_showChildNodeTypes", True, _refresh)
@@ -493,166 +436,3 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
 
     def noneChecked(self):
         return not self.checkedNodes()
-
-
-class qMRMLSegmentSelectorWidget(qMRMLWidget):
-    """Selects a segmentation and one or several of its segments."""
-
-    currentNodeChanged = Signal(object)
-    currentSegmentChanged = Signal(str)
-    segmentSelectionChanged = Signal("QStringList")
-    nodeAboutToBeEdited = Signal(object)
-    _currentNodeValid = Signal(bool)
-    cppSignals = {
-        "currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged",
-        "currentNodeChanged(bool)": "_currentNodeValid",
-        "currentSegmentChanged(QString)": "currentSegmentChanged",
-        "segmentSelectionChanged(QStringList)": "segmentSelectionChanged",
-    }
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._selector = qMRMLNodeComboBox(self)
-        self._selector.nodeTypes = ["vtkMRMLSegmentationNode"]
-        self._selector.noneEnabled = True
-        self._selector.addEnabled = self._selector.removeEnabled = False
-        self._segmentBox, self._checkableBox = QComboBox(self), ctkCheckableComboBox(self)
-        self._checkableBox.hide()
-        self._segmentObservations = Observations(self)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for widget in (self._selector, self._segmentBox, self._checkableBox):
-            layout.addWidget(widget)
-        self.mrmlSceneChanged.connect(self._selector.setMRMLScene)
-        self._selector.currentNodeChanged.connect(self._onNodeChanged)
-        self._segmentBox.currentIndexChanged.connect(lambda _: self._onSegmentChanged())
-        self._checkableBox.checkedIndexesChanged.connect(
-            lambda: self.segmentSelectionChanged.emit(self.selectedSegmentIDs())
-        )
-
-    noneEnabled = stored(bool, "_noneEnabled", False, lambda self: self._populate())
-    editEnabled = stored(bool, "_editEnabled", False)
-    selectNodeUponCreation = stored(bool, "_selectUponCreation", True)
-    horizontalLayout = stored(bool, "_horizontalLayout", False)
-    multiSelection = stored(bool, "_multiSelection", False, lambda self: self._showBoxes())
-    segmentationNodeSelectorVisible = Property(
-        bool, lambda self: not self._selector.isHidden(), lambda self, value: self._selector.setVisible(value)
-    )
-
-    def _showBoxes(self):
-        self._segmentBox.setVisible(not self.multiSelection)
-        self._checkableBox.setVisible(self.multiSelection)
-
-    def _onNodeChanged(self, node):
-        self._segmentObservations.clear()
-        if node:
-            for event in (slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved):
-                self._segmentObservations.add(node.GetSegmentation(), event, "_onSegmentsChanged")
-        self._populate()
-        self.currentNodeChanged.emit(node)
-        self._currentNodeValid.emit(node is not None)
-
-    def _onSegmentsChanged(self, *_):
-        self._populate()
-
-    def _populate(self):
-        current = self.currentSegmentID()
-        for box in (self._segmentBox, self._checkableBox):
-            blocked = box.blockSignals(True)
-            box.clear()
-            if box is self._segmentBox and self.noneEnabled:
-                box.addItem("None", "")
-            for segment_id in self.segmentIDs():
-                box.addItem(self.currentNode().GetSegmentation().GetSegment(segment_id).GetName(), segment_id)
-            box.blockSignals(blocked)
-        self.setCurrentSegmentID(current)
-
-    def _onSegmentChanged(self):
-        self.currentSegmentChanged.emit(self.currentSegmentID())
-        self.segmentSelectionChanged.emit(self.selectedSegmentIDs())
-
-    def currentNode(self):
-        return self._selector.currentNode()
-
-    def currentNodeID(self):
-        return self._selector.currentNodeID
-
-    def currentSegmentID(self):
-        return self._segmentBox.currentData or "" if self._segmentBox.count else ""
-
-    def segmentIDs(self):
-        return list(self.currentNode().GetSegmentation().GetSegmentIDs()) if self.currentNode() else []
-
-    def selectedSegmentIDs(self):
-        if self.multiSelection:
-            return [index.data(Qt.UserRole) for index in self._checkableBox.checkedIndexes()]
-        return [self.currentSegmentID()] if self.currentSegmentID() else []
-
-    @Slot(object)
-    def setCurrentNode(self, node):
-        self._selector.setCurrentNode(node)
-
-    @Slot(str)
-    def setCurrentNodeID(self, node_id):
-        self._selector.setCurrentNodeID(node_id)
-
-    @Slot(str)
-    def setCurrentSegmentID(self, segment_id):
-        index = self._segmentBox.findData(segment_id)
-        self._segmentBox.setCurrentIndex(index if index >= 0 else 0 if self._segmentBox.count else -1)
-
-    @Slot("QStringList")
-    def setSelectedSegmentIDs(self, segment_ids):
-        if not self.multiSelection:
-            self.setCurrentSegmentID(segment_ids[0] if segment_ids else "")
-            return
-        for row in range(self._checkableBox.count):
-            index = self._checkableBox.model().index(row, 0)
-            self._checkableBox.setCheckState(
-                index, Qt.Checked if index.data(Qt.UserRole) in segment_ids else Qt.Unchecked
-            )
-
-
-class _SceneMixin:
-    """setMRMLScene of the unit-aware widgets: a length shows millimetres."""
-
-    _scene = None
-
-    def mrmlScene(self):
-        return self._scene
-
-    def setMRMLScene(self, scene):
-        self._scene = scene
-        self._applyUnit()
-
-    def _applyUnit(self):
-        if self._scene is not None and self.quantity == "length":
-            self.suffix = "mm"
-
-
-class qMRMLSliderWidget(ctkSliderWidget, _SceneMixin):
-    quantity = stored(str, "_quantity", "", lambda self: self._applyUnit())
-
-
-class qMRMLSpinBox(ctkDoubleSpinBox, _SceneMixin):
-    quantity = stored(str, "_quantity", "", lambda self: self._applyUnit())
-
-
-class qMRMLRangeWidget(ctkRangeWidget, _SceneMixin):
-    quantity = stored(str, "_quantity", "", lambda self: self._applyUnit())
-
-
-class qMRMLCollapsibleButton(ctkCollapsibleButton):
-    """A collapsible section that knows the scene."""
-
-    mrmlSceneChanged = Signal(object)
-    cppSignals = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
-    _scene = None
-
-    def mrmlScene(self):
-        return self._scene
-
-    @Slot(object)
-    def setMRMLScene(self, scene):
-        self._scene = scene
-        self.mrmlSceneChanged.emit(scene)

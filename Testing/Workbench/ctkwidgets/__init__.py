@@ -1,0 +1,34 @@
+"""Stand-ins for the widgets of the Common Toolkit that Slicer modules use in their panels.
+
+Properties, slots, signals and defaults follow commontk/CTK, Libs/Widgets (each class in the file of its name). What
+is neither property, slot nor Q_INVOKABLE there cannot be reached from Slicer's Python, and is missing here too.
+"""
+
+from .inputs import (
+    ctkCheckableComboBox,
+    ctkCheckBox,
+    ctkComboBox,
+    ctkDirectoryButton,
+    ctkFileDialog,
+    ctkMenuButton,
+    ctkMessageBox,
+    ctkPathLineEdit,
+)
+from .sections import ctkCollapsibleButton, ctkCollapsibleGroupBox
+from .values import ctkDoubleSpinBox, ctkRangeWidget, ctkSliderWidget
+
+__all__ = [
+    "ctkCheckBox",
+    "ctkCheckableComboBox",
+    "ctkCollapsibleButton",
+    "ctkCollapsibleGroupBox",
+    "ctkComboBox",
+    "ctkDirectoryButton",
+    "ctkDoubleSpinBox",
+    "ctkFileDialog",
+    "ctkMenuButton",
+    "ctkMessageBox",
+    "ctkPathLineEdit",
+    "ctkRangeWidget",
+    "ctkSliderWidget",
+]
