@@ -14,6 +14,7 @@ from .errors import InputError, WeightsError
 IMAGE_OUTPUTS = (".nii.gz", ".nii", ".nrrd", ".mha")
 TRANSFORM_OUTPUTS = (".h5", ".hdf5", ".tfm", ".txt", *IMAGE_OUTPUTS)
 POINT_FILES = (".csv", ".fcsv", ".json")
+OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 GUIDES = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
     *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
@@ -80,32 +81,28 @@ def chosen_settings(args: argparse.Namespace):
 
 def require_weights(settings, download: bool, quiet: bool = False) -> None:
     """Raise for an unknown encoder or for missing weights, unless ``download`` allows to fetch them now."""
+    from . import weights
     from .encoders import entry
 
-    for item in [entry(name) for name, _ in settings.encoders]:
-        if is_ready(item):
+    for name, _ in settings.encoders:
+        if Path(name).exists():  # the user's own model
+            continue
+        item = entry(name)
+        if weights.status(item)["ready"]:
             continue
         by_hand = item.gated or item.weights.source == "manual"
         if by_hand or not download:
-            raise WeightsError(f"The weights of {item.title} are not on this computer; {remedy(item, by_hand)}")
+            hint = "" if by_hand else f"{facts_of(item)}, or add --download"
+            raise WeightsError(
+                f"The weights of {item.title} are not on this computer: {weights.how_to_get(item)}{hint}"
+            )
         fetch(item.id, quiet)
 
 
-def remedy(item, by_hand: bool) -> str:
-    """What the user can do about the missing weights of a catalogue's entry."""
-    if by_hand:
-        page = f"get the file from {item.weights.page} and " if item.weights.page else ""
-        return f"{page}take it in with `foundationreg encoders import {item.id} FILE`."
-    facts = [f"{item.weights.bytes / 1e6:.0f} MB"] * bool(item.weights.bytes) + [item.licence] * bool(item.licence)
-    size = f" ({', '.join(facts)})" if facts else ""
-    return f"fetch them with `foundationreg encoders download {item.id}`{size}, or add --download."
-
-
-def is_ready(item) -> bool:
-    """Whether the weights of a catalogue's entry are on this computer, or it needs none."""
-    from .weights import models_folder
-
-    return item.weights is None or (models_folder() / item.id / item.weights.file).exists()
+def facts_of(item) -> str:
+    """Size and licence of an entry's weights in brackets, as far as they are known."""
+    facts = [f"{item.weights.bytes / 1e6:,.0f} MB"] * bool(item.weights.bytes) + [item.licence] * bool(item.licence)
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 def require_suffix(what: str, file: str | None, suffixes: tuple[str, ...]) -> None:
@@ -242,19 +239,36 @@ def encoders(args: argparse.Namespace) -> None:
     if args.action == "list":
         from .console import print_encoders
 
-        print_encoders([(item, is_ready(item)) for item in catalogue().values()], weights.models_folder())
+        print_encoders([weights.status(item) for item in catalogue().values()], weights.models_folder())
         return
     item = entry(args.id)
     if args.action == "download":
-        fetch(item.id)
-    elif args.action == "import":
-        weights.import_file(item.id, args.input)
+        if not weights.status(item)["ready"]:
+            agree_to_licence(item, args.accept_licence)
+            fetch(item.id)
         print(f"{item.title} is ready.")
+    elif args.action == "import":
+        print(f"{item.title} is ready: {weights.import_file(item.id, args.input)}")
     elif args.action == "remove":
         weights.remove(item.id)
         print(f"The weights of {item.title} were removed.")
     else:
-        print(f"{item.title}: SHA256 {weights.verify(item.id)}, as published.")
+        digest = weights.verify(item.id)
+        print(f"{item.title}: SHA256 {digest}, as {weights.status(item)['hash'] or 'recorded'}.")
+
+
+def agree_to_licence(item, accepted: bool) -> None:
+    """Ask once before weights with a licence beyond the usual open ones are fetched. Raises `WeightsError`."""
+    from . import weights
+
+    if accepted or item.weights is None or item.licence in OPEN_LICENCES or weights.licence_accepted(item):
+        return
+    about = f"{item.title}{facts_of(item)} has the licence {item.licence or 'unknown'}"
+    about += f", see {item.licence_url}" if item.licence_url else ""
+    if not sys.stdin.isatty():
+        raise WeightsError(f"{about}; to agree, add --accept-licence.")
+    if input(f"{about}.\nDo you agree, and shall it be downloaded? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise WeightsError(f"The weights of {item.title} were not downloaded.")
 
 
 def fetch(id: str, quiet: bool = False) -> None:

@@ -17,7 +17,6 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from .encoders import Entry
 from .progress import Event, Progress
 
 
@@ -126,7 +125,7 @@ def output() -> Console:
 def print_result(result, places: list[Path]) -> None:
     """What a registration found, and where its files are."""
     console = output()
-    console.print(metrics_table(before=result.metrics.get("before", {}), after=result.metrics.get("after", {})))
+    console.print(metrics_table(**result.metrics))
     console.print(Text(result.quality))
     for warning in result.warnings:
         console.print(Text(f"Warning: {warning}", "yellow"))
@@ -134,14 +133,14 @@ def print_result(result, places: list[Path]) -> None:
         console.print(Text(f"  {place}", "dim"), soft_wrap=True)
 
 
-def print_encoders(entries: list[tuple[Entry, bool]], folder: Path) -> None:
-    """The catalogue, each entry with whether it is ready to run."""
+def print_encoders(entries: list[dict[str, Any]], folder: Path) -> None:
+    """The catalogue, each entry as `weights.status` describes it."""
     table = Table("Id", "Encoder", "State", "Size", "Licence", "Suits", box=SIMPLE_HEAD)
-    for item, ready in entries:
-        size = f"{item.weights.bytes / 1e6:,.0f} MB" if item.weights and item.weights.bytes else "–"
-        by_hand = item.gated or (item.weights and item.weights.source == "manual")
-        state = Text("ready", "green") if ready else Text("needs a file" if by_hand else "to download", "dim")
-        table.add_row(item.id, item.title, state, size, item.licence or "–", item.suits)
+    for item in entries:
+        size = f"{item['bytes'] / 1e6:,.0f} MB" if item["bytes"] else "–"
+        missing = "needs a file" if item["gated"] or item["source"] == "manual" else "to download"
+        state = Text("ready", "green") if item["ready"] else Text(missing, "dim")
+        table.add_row(item["id"], item["title"], state, size, item["licence"] or "–", item["suits"])
     console = output()
     console.print(table)
     console.print(Text(f"Weights lie in {folder}"), soft_wrap=True)

@@ -18,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from . import metrics, registration, weights
-from .commands import is_ready, write_results
+from . import registration, weights
+from .commands import facts_of, write_results
 from .console import metric_text, output, progress_bar
 from .encoders import entry
 from .errors import WeightsError
@@ -41,7 +41,7 @@ MEMBERS = {
 }
 # Grey values of cerebrospinal fluid, grey and white matter in the second contrast: the order of a T2-weighted image.
 T2_LIKE = (0.95, 0.60, 0.38)
-LINEAR_STAGES = ("read", "prepare", "start", "align", "rigid", "affine")
+LINEAR_STAGES = ("load", "align")
 
 
 @dataclass
@@ -152,27 +152,28 @@ def run(folder: Path) -> None:
             paths = fetch_data(progress)
             case = make_case(*(sitk.ReadImage(str(paths[name])) for name in ("t1", "gm", "wm")))
             write_case(case, folder, outputs)
-        rows = {"as the images lie": (metrics.evaluate(transform=sitk.Transform(), **vars(case)), 0.0)}
         with progress.stage("MIND alone", 0.3):
-            alone, seconds = timed(case, settings.replace(encoders="mind"), progress)
-            rows["MIND alone"] = (alone.metrics["after"], seconds)
+            alone, alone_seconds = timed(case, settings.replace(encoders="mind"), progress)
         with progress.stage("default", 0.55):
             result, seconds = timed(case, settings, progress)
-            rows["default"] = (result.metrics["after"], seconds)
         with progress.stage("write the results", 0.05):
-            scores = metrics.evaluate(transform=result.linear, **vars(case))
-            rows["affine only"] = (scores, linear_seconds(result))
             images = (str(folder / name) for name in ("fixed.nii.gz", "moving.nii.gz"))
             write_results(result, *images, folder, outputs, progress)
-    console.print(table({name: rows[name] for name in ("as the images lie", "affine only", "MIND alone", "default")}))
+    rows = {
+        "as the images lie": (result.metrics["before"], 0.0),
+        "affine only": (result.metrics["linear"], linear_seconds(result)),
+        "MIND alone": (alone.metrics["after"], alone_seconds),
+        "default": (result.metrics["after"], seconds),
+    }
+    console.print(table(rows))
     console.print(Text(result.quality))
     console.print(Text(f"Look at the report: {folder.absolute() / 'report.html'}", "bold"), soft_wrap=True)
 
 
 def announce_downloads(console, settings: Settings) -> None:
     """Say what typing demo is about to fetch."""
-    needed = [entry(name) for name, _ in settings.encoders if not is_ready(entry(name))]
-    items = [f"{item.title} weights ({item.weights.bytes / 1e6:.0f} MB, {item.licence})" for item in needed]
+    needed = [entry(name) for name, _ in settings.encoders if not weights.status(name)["ready"]]
+    items = [f"{item.title} weights{facts_of(item)}" for item in needed]
     if not (weights.models_folder() / "mni152").exists():
         items.append(f"the MNI152 average brain, from {PACKAGE} ({PACKAGE_BYTES / 1e6:.0f} MB)")
     if items:

@@ -188,7 +188,7 @@ def loss_figure(loss: dict[str, list[float]]) -> Figure:
 
 
 def metric_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Title, value before, value after and ``verdict`` (better, worse or nothing) of every metric that was measured."""
+    """Title, values before, after the linear part and after all, and ``verdict`` (better, worse or empty) of each."""
     rows = []
     for key, (title, _, decimals, more_is_better) in METRICS.items():
         before, after = (metrics.get(when, {}).get(key) for when in ("before", "after"))
@@ -198,8 +198,11 @@ def metric_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if more_is_better is not None and _finite(before) and _finite(after):
             change = round(after, decimals) - round(before, decimals)
             verdict = "" if change == 0 else "better" if (change > 0) == more_is_better else "worse"
-        texts = [metric_text(key, value) for value in (before, after)]
-        rows.append({"title": title, "before": texts[0], "after": texts[1], "verdict": verdict})
+        linear = metrics.get("linear", {}).get(key)
+        texts = {"before": before, "linear": linear, "after": after}
+        rows.append(
+            {"title": title, "verdict": verdict, **{when: metric_text(key, value) for when, value in texts.items()}}
+        )
     return rows
 
 
@@ -210,10 +213,10 @@ def label_rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, float, flo
 
 
 def seconds_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stage, its seconds and its share of all in percent."""
-    seconds = record.get("seconds") or {}
-    total = sum(seconds.values()) or 1.0
-    return [{"stage": name, "seconds": f"{s:.1f}", "share": f"{100 * s / total:.1f}"} for name, s in seconds.items()]
+    """Stage, its seconds, and their share in percent of the longest stage's. Stages may lie inside each other."""
+    seconds = {name: float(s) for name, s in (record.get("seconds") or {}).items()}
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [{"stage": name, "seconds": f"{s:.1f}", "share": f"{100 * s / longest:.1f}"} for name, s in seconds.items()]
 
 
 def image_facts(image: sitk.Image) -> str:

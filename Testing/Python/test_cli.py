@@ -126,7 +126,7 @@ def test_encoder_weights_and_settings_reach_the_registration(pair, monkeypatch):
         return fake_register(fixed, moving, settings, **others)
 
     monkeypatch.setattr(registration, "register", spy)
-    monkeypatch.setattr(commands, "is_ready", lambda item: True)
+    monkeypatch.setattr(commands, "require_weights", lambda *arguments: None)
     sitk.WriteTransform(sitk.TranslationTransform(3, SHIFT), str(pair / "start.tfm"))
     more = ["--encoder", "medsam-lite=0.5", "--no-affine", "--device", "cpu", "--initial-transform", pair / "start.tfm"]
     more += ["--exclude-fixed", pair / "fixed.nii.gz", "--guide-with-points", "--set", "slice_gap_mm=4"]
@@ -210,11 +210,11 @@ BAD_IMAGES = {
 def test_images_that_cannot_be_registered_are_refused(pair, capsys, kind, side):
     array, sentence = BAD_IMAGES[kind]
     if kind == "series":
-        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(a) for a in array]), str(pair / "bad.nii.gz"))
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(a) for a in array]), str(pair / "bad.mha"))
     else:
-        write(pair / "bad.nii.gz", array)
+        write(pair / "bad.mha", array)
     before = files_below(pair)
-    paths = {"fixed": pair / "fixed.nii.gz", "moving": pair / "moving.nii.gz", side: pair / "bad.nii.gz"}
+    paths = {"fixed": pair / "fixed.nii.gz", "moving": pair / "moving.nii.gz", side: pair / "bad.mha"}
     said = refused(capsys, "register", paths["fixed"], paths["moving"], "-o", pair / "out", "-e", "mind", "-q")
     assert sentence in said and side in said
     assert files_below(pair) == before
@@ -565,6 +565,27 @@ def test_encoders_are_listed_with_their_state(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "to download" not in next(line for line in out.splitlines() if "medsam-lite" in line)
     assert str(tmp_path) in out
+
+
+def test_licence_beyond_the_usual_ones_wants_a_yes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(weights, "_folder", tmp_path)
+    monkeypatch.setattr(weights, "download", lambda id, **more: pytest.fail("downloaded"))
+    said = refused(capsys, "encoders", "download", "dinov3-s")
+    assert "DINOv3 License" in said and "--accept-licence" in said
+    fetched = []
+    monkeypatch.setattr(weights, "download", lambda id, **more: fetched.append(id))
+    assert cli.main(["encoders", "download", "dinov3-s", "--accept-licence"]) == 0
+    assert cli.main(["encoders", "download", "sam-b"]) == 0
+    assert fetched == ["dinov3-s", "sam-b"]
+
+
+def test_import_remove_and_verify_reach_the_weights(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(weights, "_folder", tmp_path)
+    (tmp_path / "wrong.pth").write_bytes(b"not the published file")
+    refused(capsys, "encoders", "import", "medsam-lite", tmp_path / "wrong.pth")
+    refused(capsys, "encoders", "verify", "medsam-lite")
+    assert "does not exist" in refused(capsys, "encoders", "import", "medsam-lite", tmp_path / "nothing.pth")
+    assert cli.main(["encoders", "remove", "medsam-lite"]) == 0
 
 
 @pytest.mark.parametrize("action", ["download", "remove", "verify"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fakes import blob_image, fake_register
-from FoundationRegLib import cli, demo, image, registration, weights
+from FoundationRegLib import cli, demo, image, metrics, registration, weights
 from FoundationRegLib.errors import WeightsError
 from FoundationRegLib.progress import Progress
 
@@ -81,8 +81,8 @@ def test_demo_prints_its_table_and_leaves_a_report(tissues, case, tmp_path, monk
         asked.append(settings.encoders)
         points = {key: others.pop(key) for key in ("fixed_points", "moving_points", "fixed_labels")}
         result = fake_register(fixed, moving, settings, progress=others["progress"])
-        scores = demo.metrics.evaluate(fixed, moving, result.transform, moving_labels=others["moving_labels"], **points)
-        result.metrics = {"before": scores, "after": scores}
+        scores = metrics.evaluate(fixed, moving, result.transform, moving_labels=others["moving_labels"], **points)
+        result.metrics = {"before": scores, "linear": scores, "after": scores}
         return result
 
     monkeypatch.setattr(registration, "register", register)
