@@ -74,7 +74,6 @@ def registerSampleData() -> None:
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="FoundationReg",
         sampleName="FoundationRegPhantomPair",
-        sampleDescription=_("Phantom pair (no download)"),
         thumbnailFileName=os.path.join(icons, "FoundationRegPhantomPair.png"),
         uris="generated",
         fileNames="generated",
@@ -89,7 +88,6 @@ def registerSampleData() -> None:
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="FoundationReg",
         sampleName="FoundationRegBrainPair",
-        sampleDescription=_("Brain tumor pair"),
         thumbnailFileName=os.path.join(icons, "FoundationRegBrainPair.png"),
         uris=[base + value for value in hashes],
         fileNames=["RegLib_C01_1.nrrd", "RegLib_C01_2.nrrd"],
@@ -102,7 +100,9 @@ def loadPhantomPair(source=None) -> list:
     """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
     from FoundationRegLib.slicer import samples
 
-    return samples.load_pair(source)
+    volumes = samples.load_pair(source)
+    slicer.util.setSliceViewerLayers(*volumes, foregroundOpacity=0.5, fit=True)
+    return volumes
 
 
 #
@@ -178,6 +178,7 @@ LabelNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
 class FoundationRegParameterNode:
     """All choices of the panel; they are saved with the scene. Lengths are millimeters."""
 
+    initialized: bool = False  # whether the values of the preset were taken over
     fixedVolume: vtkMRMLScalarVolumeNode
     movingVolume: vtkMRMLScalarVolumeNode
     preset: str = "default"

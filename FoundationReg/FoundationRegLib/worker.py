@@ -180,8 +180,9 @@ class Worker:
 
     def _do_encoders(self, request: dict) -> dict:
         from . import weights
+        from .encoders.catalogue import catalogue
 
-        return {"encoders": [weights.status(name) for name in weights.catalogue()]}
+        return {"encoders": [weights.status(name) for name in catalogue()]}
 
     def _do_download(self, request: dict) -> dict:
         from . import weights

@@ -93,5 +93,19 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
     )  # fmt: skip
 
 
+def download(encoder, progress=None, **_options):
+    """Put an empty file where the weights of ``encoder`` belong."""
+    from FoundationRegLib import weights
+    from FoundationRegLib.encoders.catalogue import entry
+
+    progress.update(0.5)
+    path = weights.models_folder() / encoder / entry(encoder).weights.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
 if __name__ == "__main__":
+    from FoundationRegLib import weights
+
+    weights.download = download
     sys.exit(worker.main(register=register))

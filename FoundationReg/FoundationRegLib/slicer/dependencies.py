@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from pathlib import Path
 
 from slicer.i18n import tr as _
@@ -12,7 +11,6 @@ from ..errors import InputError
 
 REQUIREMENTS_FILE = Path(__file__).parents[2] / "Resources" / "requirements.txt"
 TORCH_REQUIREMENT = ">=2.4"
-FAMILY_REQUIREMENTS = {"transformers": ["transformers>=4.50"]}
 
 
 def torch_version() -> str | None:
@@ -23,14 +21,10 @@ def torch_version() -> str | None:
         return None
 
 
-def ensure(families: set[str] = frozenset()) -> None:
-    """Install what is missing, after asking. Raises `InputError` when the user declines or something is not there.
-
-    :param families: families of the encoders that will be used.
-    """
+def ensure() -> None:
+    """Install what is missing, after asking. Raises `InputError` when the user declines or something is not there."""
     ensure_torch()
-    extra = [line for family in sorted(families) for line in FAMILY_REQUIREMENTS.get(family, [])]
-    ensure_packages(extra)
+    ensure_packages()
 
 
 def ensure_torch() -> None:
@@ -53,14 +47,13 @@ def ensure_torch() -> None:
         raise InputError(_("PyTorch was not installed, so nothing was started."))
 
 
-def ensure_packages(extra: list[str]) -> None:
+def ensure_packages() -> None:
     """The remaining packages, none of which Slicer ships."""
-    packaging = importlib.util.find_spec("slicer.packaging")
-    if packaging is None:
-        raise InputError(_("FoundationReg needs Slicer 5.12 or newer."))
-    import slicer.packaging
-
-    requirements = [*slicer.packaging.load_requirements(REQUIREMENTS_FILE), *extra]
+    try:
+        import slicer.packaging
+    except ImportError:
+        raise InputError(_("FoundationReg needs Slicer 5.12 or newer.")) from None
+    requirements = slicer.packaging.load_requirements(REQUIREMENTS_FILE)
     try:
         slicer.packaging.pip_ensure(requirements, requester="FoundationReg")
     except RuntimeError as error:

@@ -10,7 +10,6 @@ from pathlib import Path
 from .. import weights
 from ..encoders.catalogue import Entry, catalogue, entry
 
-MIND = "mind"
 FOLDER_SETTING = "FoundationReg/ModelsFolder"
 
 
@@ -29,16 +28,17 @@ class Encoder:
 
     id: str
     title: str
-    entry: Entry | None
+    entry: Entry
     availability: Availability
 
     @property
     def bytes(self) -> int:
-        return self.entry.weights.bytes if self.entry is not None and self.entry.weights else 0
+        """Size of the download; 0 when the catalogue does not know it."""
+        return (self.entry.weights.bytes or 0) if self.entry.weights else 0
 
     @property
     def licence(self) -> str:
-        return self.entry.licence if self.entry is not None else ""
+        return self.entry.licence or ""
 
 
 def folder() -> Path | None:
@@ -51,23 +51,20 @@ def folder() -> Path | None:
 
 def encoder(name: str) -> Encoder:
     """The encoder ``name`` and whether it can run. Raises `InputError` when the catalogue does not have it."""
-    if name == MIND and name not in catalogue():
-        return Encoder(MIND, "MIND", None, Availability.READY)
     item = entry(name)
     return Encoder(item.id, item.title, item, _availability(item))
 
 
 def encoders() -> list[Encoder]:
-    """All encoders of the catalogue, in its order, and MIND."""
-    names = list(catalogue())
-    return [encoder(name) for name in (names if MIND in names else [*names, MIND])]
+    """All encoders of the catalogue, in its order."""
+    return [encoder(name) for name in catalogue()]
 
 
 def _availability(item: Entry) -> Availability:
     if item.weights is None:
         return Availability.READY
     place = folder()
-    if place is not None and (place / item.id / item.weights.file).exists():
+    if place is not None and weights.installed(item) is not None:
         return Availability.READY
     if item.gated or item.weights.source == "manual":
         return Availability.FILE
@@ -91,5 +88,7 @@ def clear() -> None:
 
 
 def megabytes(count: int) -> str:
-    """A size for people: "39 MB", "1.3 GB"."""
+    """A size for people: "39 MB", "1.3 GB"; a question mark when it is not known."""
+    if not count:
+        return "? MB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"

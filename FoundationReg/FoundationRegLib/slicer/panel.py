@@ -26,7 +26,7 @@ class Panel:
         self._parameters = None
         self._job = None
         self._busy = False
-        self._registered: float | None = None  # smoothness of the result that is shown
+        self._smoothness: float | None = None  # that the last run began with
         self._again = False
         self._device = ""
         self._updating = False
@@ -57,8 +57,11 @@ class Panel:
     def setParameters(self, node) -> None:
         """Follow another parameter node; None when the scene closes."""
         self._parameters = node
-        self._registered = None
+        self._smoothness = None
         self._delay.stop()
+        if node is not None and not node.initialized:
+            parameters.apply_preset(node, node.preset)
+            node.initialized = True
         self.review.setParameters(node)
         self.models.setParameters(node)
         if node is not None:
@@ -95,8 +98,7 @@ class Panel:
             self.review.update()
         finally:
             self._updating = False
-        changed = self._registered is not None and node.smoothness != self._registered
-        if changed and node.reoptimize and self._canReoptimize():
+        if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
             self._delay.start()
 
     def missing(self) -> tuple[str, str]:
@@ -138,7 +140,7 @@ class Panel:
             self.cancel()
             return
         try:
-            dependencies.ensure({e.entry.family for e in self.models.chosen() if e.entry is not None})
+            dependencies.ensure()
         except FoundationRegError as error:
             self._fail(error)
             return
@@ -167,7 +169,6 @@ class Panel:
         node = self._parameters
         try:
             request = parameters.request_of(node, tuple(self._carried()))
-            self._registered = None
             self._setBusy(True)
             self.say(_("Sending the volumes..."))
             self._smoothness = node.smoothness
@@ -235,7 +236,6 @@ class Panel:
             node.outputVolume = result.volumeNode
         self.ui.reviewCollapsibleButton.collapsed = False
         self.review.setOwner(result.transformNode or result.volumeNode, show=True, fit=first)
-        self._registered = self._smoothness
         if result.warnings:
             self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
 
@@ -274,12 +274,14 @@ class Panel:
     #
 
     def _canReoptimize(self) -> bool:
-        return self.review.review is not None and self._logic.channel.process.alive
+        """Whether there is a result of this session whose features the worker still has."""
+        known = self._smoothness is not None and self.review.review is not None
+        return known and self._logic.channel.process.alive
 
     def _reoptimize(self) -> None:
         """The smoothness was changed after a run: compute again from what the worker remembers."""
         node = self._parameters
-        if node is None or node.smoothness == self._registered:
+        if node is None or node.smoothness == self._smoothness:
             return
         if self._job is not None and self._job.running:
             self._again = True

@@ -78,7 +78,7 @@ class ModelsPanel:
             ui.modelsFolderLabel.text = _("{folder} ({size})").format(folder=place, size=size)
         for button in (ui.showFolderButton, ui.clearFolderButton):
             button.enabled = place is not None
-        with_file = [encoder for encoder in self.chosen() if encoder.entry is not None and encoder.entry.weights]
+        with_file = [encoder for encoder in self.chosen() if encoder.entry.weights]
         ui.importButton.enabled = bool(with_file)
         ui.removeButton.enabled = any(encoder.availability == Availability.READY for encoder in with_file)
 
@@ -98,6 +98,7 @@ class ModelsPanel:
         self.downloading = bool(encoders)
         if not encoders:
             self._changed()
+            self.update()
             done(None)
             return
         first, *rest = encoders
@@ -136,7 +137,7 @@ class ModelsPanel:
         combo.addItem(_("As in the preset"), OWN_ENCODERS)
         for encoder in models.encoders():
             combo.addItem(encoder.title, encoder.id)
-            if encoder.entry is not None and encoder.entry.suits:
+            if encoder.entry.suits:
                 combo.setItemData(combo.count - 1, encoder.entry.suits, qt.Qt.ToolTipRole)
         combo.blockSignals(blocked)
 
@@ -188,7 +189,7 @@ class ModelsPanel:
 
     def _target(self, ready: bool) -> models.Encoder | None:
         """The chosen encoder that has weights, first one that is (not) ready."""
-        candidates = [encoder for encoder in self.chosen() if encoder.entry is not None and encoder.entry.weights]
+        candidates = [encoder for encoder in self.chosen() if encoder.entry.weights]
         candidates.sort(key=lambda encoder: (encoder.availability == Availability.READY) != ready)
         return candidates[0] if candidates else None
 
