@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+from torch import Tensor
 
+from . import __version__, alignment, metrics
+from .cache import Cache
+from .deformable import Deformation, Pair, deform, search_factor
+from .errors import InputError, OutOfMemory
+from .features import FeatureRaster, place
 from .grid import Grid
-from .progress import Progress
+from .image import (
+    compose_field,
+    grid_of,
+    image_from_array,
+    overlap_fraction,
+    resample_to_grid,
+    validity,
+    warp,
+)
+from .inputs import ImageLike, Inputs, PointsLike, read_inputs
+from .inversion import inverse_points
+from .preprocess import default_spacing, foreground_mask, intensity_kind, scale_intensity, working_grid
+from .progress import Preview, Progress
+from .quality import describe
 from .settings import Settings
 
-ImageLike = str | Path | sitk.Image
-PointsLike = str | Path | np.ndarray
+__all__ = ["Cache", "Registration", "register"]
+
+_MARGIN_MM = 8.0
+_LEAST_OVERLAP = 0.02
 
 
 @dataclass
@@ -23,7 +47,7 @@ class Registration:
 
     ``transform`` maps fixed points to moving points: one displacement field over the whole fixed image, with every
     stage and the initial transform composed. ``linear`` is the part before the deformation.
-    ``metrics``: ``{"before": {...}, "after": {...}}`` with the keys of `metrics.evaluate`.
+    ``metrics``: ``{"before": {...}, "linear": {...}, "after": {...}}`` with the keys of `metrics.evaluate`.
     ``record``: settings, versions, weights' hashes, seed, device, seconds per stage, warnings.
     ``loss``: loss per iteration by refinement level. ``features``: encoder id -> {"fixed", "moving"} -> uint8 RGB
     (z, y, x, 3) on ``feature_grid``: the first three principal components. ``uncertainty``: error estimate in mm.
@@ -46,36 +70,22 @@ class Registration:
     warnings: list[str] = field(default_factory=list)
 
     def inverse(self) -> sitk.DisplacementFieldTransform:
-        """The numerical inverse: maps moving points to fixed points, over the whole moving image."""
-        raise NotImplementedError
+        """The numerical inverse: maps moving points to fixed points, over the whole moving image.
+
+        Found node by node with Newton's method; where the transform does not reach a point, the nearest try stands.
+        """
+        grid = grid_of(self.moving)
+        coarse = grid.with_spacing(np.maximum(grid.spacing, 2 * np.array(self.fixed.GetSpacing()).min()))
+        # One node beyond every face, so that the lattice covers the outermost voxel centres.
+        lattice = coarse.padded(1, 1)
+        points = lattice.points(np.moveaxis(np.indices(lattice.shape), 0, -1).reshape(-1, 3))
+        found, _ = inverse_points(self.transform, points)
+        vectors = (found - points).reshape(*lattice.shape, 3)
+        return sitk.DisplacementFieldTransform(image_from_array(vectors, lattice))
 
     def jacobian(self) -> sitk.Image:
         """Determinant of the Jacobian of ``transform`` at each fixed voxel, float32; at most 0 where the field folds."""
-        raise NotImplementedError
-
-
-class Cache:
-    """Keeps what the stages made, by the hash of what went into them, so that a second run repeats only what changed.
-
-    Holds the newest ``limit`` entries. Pass the same cache to several `register` calls in one process.
-    """
-
-    def __init__(self, limit: int = 12):
-        self.limit = limit
-        self._entries: dict[str, Any] = {}
-
-    def get(self, key: str, make):
-        """The entry of ``key``, made by calling ``make()`` when it is not there."""
-        if key in self._entries:
-            self._entries[key] = self._entries.pop(key)
-        else:
-            self._entries[key] = make()
-            while len(self._entries) > self.limit:
-                self._entries.pop(next(iter(self._entries)))
-        return self._entries[key]
-
-    def clear(self) -> None:
-        self._entries.clear()
+        return metrics.jacobian(self.transform, self.fixed)
 
 
 def register(
@@ -101,6 +111,259 @@ def register(
 
     Images are paths or SimpleITK images. Labels and points measure the result; they guide it only when asked.
     ``exclude_*`` masks keep a lesion out of the similarity. Raises `InputError` for input that cannot be used before
-    any long work starts, `Cancelled` when ``progress`` says so.
+    any long work starts, `OutOfMemory`, and `Cancelled` when ``progress`` says so.
     """
-    raise NotImplementedError
+    settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
+    device = choose_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        with progress.stage("load", 0.03):
+            inputs = read_inputs(
+                fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
+                exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
+                moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
+            )  # fmt: skip
+        with progress.stage("align", 0.12):
+            key = ("linear", _content(inputs), str([settings.start, settings.rigid, settings.affine, settings.seed]))
+            linear, facts = cache.get(key, lambda: _aligned(inputs, settings, progress))
+        if overlap_fraction(inputs.fixed, inputs.moving, linear) < _LEAST_OVERLAP:
+            raise InputError(
+                "The images do not overlap after the initial alignment; give an initial transform or another start."
+            )
+        with progress.stage("prepare", 0.05):
+            guided = (guide_with_labels, guide_with_points)
+            key = ("pair", key, str([settings.to_dict(), guided]) if any(guided) else _preparing(settings))
+            pair = cache.get(key, lambda: _prepared(inputs, linear, settings, *guided))
+        with progress.stage("deform", 0.65):
+            found = deform(pair, settings, device, progress, cache, _previewer(linear, progress))
+        with progress.stage("output", 0.15):
+            return _result(inputs, linear, facts, pair, found, settings, device, progress)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise OutOfMemory(
+            f"The memory of {device} is not enough; set a larger finest_spacing_mm or choose the preset fast."
+        ) from None
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a setting; ``auto`` takes CUDA, then MPS, then the CPU. Raises `InputError` if not there."""
+    mps = getattr(torch.backends, "mps", None)
+    has = {"cuda": torch.cuda.is_available(), "mps": bool(mps and mps.is_available()), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in has.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"There is no device {name!r}; use auto, cpu, cuda, cuda:N or mps.") from None
+    present = has.get(device.type, False)
+    if present and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        present = False
+    if not present:
+        raise InputError(f"The device {name} is not available on this computer; use auto or cpu.")
+    return device
+
+
+def _content(inputs: Inputs) -> str:
+    """Hash of everything that came in."""
+    digest = hashlib.sha256()
+    for value in vars(inputs).values():
+        if isinstance(value, sitk.Image):
+            digest.update(grid_of(value).affine.tobytes())
+            digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(value)).tobytes())
+        elif isinstance(value, sitk.DisplacementFieldTransform):
+            digest.update(sitk.GetArrayViewFromImage(value.GetDisplacementField()).tobytes())
+        elif isinstance(value, sitk.Transform):
+            digest.update(repr((value.GetName(), value.GetParameters(), value.GetFixedParameters())).encode())
+        elif isinstance(value, np.ndarray):
+            digest.update(value.tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _preparing(settings: Settings) -> str:
+    """The settings that decide how the pair looks."""
+    names = ("fixed_intensity", "moving_intensity", "fixed_window", "moving_window", "body_mask", "finest_spacing_mm",
+             "search_spacing_mm")  # fmt: skip
+    return str([getattr(settings, name) for name in names])
+
+
+def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk.Transform, dict[str, Any]]:
+    sides = [
+        alignment.prepare(image, mask, None if kind == "auto" else kind, window)
+        for image, mask, kind, window in (
+            (inputs.fixed, inputs.fixed_mask, settings.fixed_intensity, settings.fixed_window),
+            (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
+        )
+    ]
+    with progress.stage("start", 0.3):
+        start = alignment.initial(*sides, settings.start, inputs.initial, settings.seed, progress)
+    with progress.stage("linear", 0.7):
+        return alignment.linear(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+
+
+def _prepared(inputs: Inputs, linear: sitk.Transform, settings: Settings, by_labels: bool, by_points: bool) -> Pair:
+    """Both images on the working grid, the moving one through the linear stage."""
+    arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
+    kinds, bodies = {}, {}
+    for side, array in arrays.items():
+        wanted = getattr(settings, f"{side}_intensity")
+        kinds[side] = intensity_kind(array) if wanted == "auto" else wanted
+        spacing = grid_of(getattr(inputs, side)).spacing
+        bodies[side] = foreground_mask(array, kinds[side], spacing)
+    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed)
+    grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, _MARGIN_MM)
+    factor = search_factor(settings, spacing)
+    extra = [-n % factor for n in grid.shape]
+    grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
+
+    def on_grid(image: sitk.Image | None, side: str) -> np.ndarray | None:
+        if image is None:
+            return None
+        through = linear if side == "moving" else None
+        return resample_to_grid(image, grid, through, "nearest", 0) > 0
+
+    made: dict[str, np.ndarray] = {}
+    for side, array in arrays.items():
+        image = getattr(inputs, side)
+        through = linear if side == "moving" else None
+        window = getattr(settings, f"{side}_window")
+        scaled = image_from_array(scale_intensity(array, kinds[side], window, bodies[side]), grid_of(image))
+        made[side] = resample_to_grid(scaled, grid, through, background=0.0)
+        inside = validity(image, grid, through)
+        body = on_grid(image_from_array(bodies[side], grid_of(image)), side)
+        made[f"{side}_body"] = body if settings.body_mask and body.any() else inside
+        mask = _near(made[f"{side}_body"], spacing) & inside
+        chosen, excluded = (on_grid(getattr(inputs, name), side) for name in (f"{side}_mask", f"exclude_{side}"))
+        if chosen is not None:
+            mask &= chosen
+        if excluded is not None:
+            mask &= ~excluded
+        if not mask.any():
+            raise InputError(
+                f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."
+            )
+        made[f"{side}_mask"] = mask
+    if by_labels and inputs.fixed_labels is not None:
+        made["guides"] = _label_channels(inputs, grid, linear)
+    if by_points and inputs.fixed_points is not None:
+        made["landmarks"] = _landmarks(inputs, grid, linear)
+    return Pair(grid, **made)
+
+
+def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray:
+    """``body`` and what lies within ``distance`` mm of it: the skin's outer side belongs to the similarity."""
+    from scipy import ndimage
+
+    return ndimage.distance_transform_edt(~body, spacing) <= distance if not body.all() else body
+
+
+def _label_channels(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
+    """Each common label as a soft channel (C, D, H, W), blurred by a few mm so that it pulls from afar."""
+    from scipy import ndimage
+
+    labels = metrics.common_labels(inputs.fixed_labels, inputs.moving_labels)
+    fixed = resample_to_grid(inputs.fixed_labels, grid, None, "nearest", 0)
+    moving = resample_to_grid(inputs.moving_labels, grid, linear, "nearest", 0)
+    sigma = 3.0 / grid.spacing
+    soft = [
+        np.stack([ndimage.gaussian_filter((values == label).astype(np.float32), sigma) for label in labels])
+        for values in (fixed, moving)
+    ]
+    return soft[0], soft[1]
+
+
+def _landmarks(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed landmarks as indices of the working grid, and the displacement in mm that each needs."""
+    aligned, _ = inverse_points(linear, inputs.moving_points)
+    needed = (aligned - inputs.fixed_points) @ grid.direction
+    return grid.indices(inputs.fixed_points), needed
+
+
+def _previewer(linear: sitk.Transform, progress: Progress):
+    """Sends the composed field, coarse enough to be quick, to who watches; None when nobody does."""
+    if not progress.wants_previews:
+        return None
+
+    def send(stage: str, displacement: Tensor, grid: Grid) -> None:
+        lattice = grid.with_spacing(max(6.0, float(grid.spacing.max()))).padded(1, 1)
+        transform = compose_field(linear, displacement, grid, lattice)
+        vectors = sitk.GetArrayFromImage(transform.GetDisplacementField()).astype(np.float32)
+        progress.preview(Preview(stage, lattice, vectors))
+
+    return send
+
+
+def _result(
+    inputs: Inputs,
+    linear: sitk.Transform,
+    facts: dict[str, Any],
+    pair: Pair,
+    found: Deformation,
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+) -> Registration:
+    transform = compose_field(linear, found.displacement, found.grid, inputs.fixed)
+    progress.update(0.3)
+    warped = warp(inputs.moving, transform, inputs.fixed)
+    measured = {
+        name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+    }
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    scores = {}
+    for name, candidate in (("before", inputs.initial or identity), ("linear", linear), ("after", transform)):
+        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **measured)
+        progress.update(0.5)
+    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
+    labels = None
+    if inputs.moving_labels is not None:
+        labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
+    uncertainty = None
+    if found.uncertainty is not None:
+        mapped = found.uncertainty.cpu().numpy().astype(np.float32)
+        uncertainty = warp(image_from_array(mapped, found.grid), identity, inputs.fixed, background=float(mapped.max()))
+    record = {
+        "foundationreg": __version__,
+        "settings": settings.to_dict(),
+        "seed": settings.seed,
+        "device": str(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "SimpleITK": sitk.Version.VersionString(),
+        },
+        "weights_sha256": found.weights,
+        "linear": facts.get("kept", "start"),
+        "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
+        "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
+        "warnings": warnings,
+    }
+    pictures, picture_grid = _feature_pictures(found.rasters, pair)
+    return Registration(
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
+        record=record, quality=describe(scores, found, settings), loss=found.losses, features=pictures,
+        feature_grid=picture_grid, uncertainty=uncertainty, warped_labels=labels, warnings=warnings,
+    )  # fmt: skip
+
+
+def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], pair: Pair):
+    """The first three principal components of both images as RGB (z, y, x, 3), black outside the body."""
+    grid = pair.grid.with_spacing(max(2.0, float(pair.grid.spacing[0])))
+    pictures = {}
+    for name, sides in rasters.items():
+        placed = [place(raster, grid)[:3].cpu().numpy() for raster in sides]
+        bodies = [
+            resample_to_grid(image_from_array(body, pair.grid), grid, None, "nearest", 0) > 0
+            for body in (pair.fixed_body, pair.moving_body)
+        ]
+        inside = np.concatenate([values[:, body] for values, body in zip(placed, bodies, strict=True)], axis=1)
+        low, high = np.percentile(inside, [1, 99], axis=1)
+        pictures[name] = {}
+        for side, values, body in zip(("fixed", "moving"), placed, bodies, strict=True):
+            scaled = (np.moveaxis(values, 0, -1) - low) / np.maximum(high - low, 1e-6)
+            rgb = (scaled.clip(0, 1) * 255).astype(np.uint8)
+            if rgb.shape[-1] < 3:
+                rgb = np.repeat(rgb[..., :1], 3, axis=-1)
+            pictures[name][side] = rgb * body[..., None]
+    return pictures, grid if pictures else None

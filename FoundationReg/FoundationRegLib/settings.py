@@ -39,10 +39,11 @@ class Settings:
     Search
         search_spacing_mm: distance between the nodes of the discrete search. search_range_mm: its largest displacement.
     Refinement
-        finest_spacing_mm: voxel size of the last refinement level; 0 means by the images.
-        smoothness: weight of the regulariser relative to the preset's own, 1 is neutral.
-        iterations: Adam steps of each level at most.
-        diffeomorphic: optimise a stationary velocity field, which cannot fold.
+        finest_spacing_mm: voxel size of the working grid; 0 means by the images.
+        levels: voxel sizes of the refinement levels as multiples of it, coarse to fine.
+        smoothness: weight of the regulariser, 1 is neutral. iterations: steps of each level at most.
+        diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
+        optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.
     Running
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. memory_gb: device memory to stay within; 0 is automatic.
         threads: CPU threads; 0 is automatic. seed: for the few places that draw random numbers.
@@ -65,9 +66,15 @@ class Settings:
     search_spacing_mm: float = 6.0
     search_range_mm: float = 30.0
     finest_spacing_mm: float = 0.0
+    levels: tuple[int, ...] = (2, 1)
     smoothness: float = 1.0
-    iterations: int = 80
-    diffeomorphic: bool = False
+    iterations: int = 8
+    diffeomorphic: bool = True
+    optimizer: Literal["gauss-newton", "adam"] = "gauss-newton"
+    adam_diffusion: float = 2.0
+    adam_rate: float = 3.0
+    adam_kernel: int = 7
+    adam_passes: int = 5
     device: str = "auto"
     memory_gb: float = 0.0
     threads: int = 0
@@ -80,6 +87,8 @@ class Settings:
         for name in ("search_range_mm", "finest_spacing_mm", "iterations", "encoder_pixels", "memory_gb", "threads"):
             if getattr(self, name) < 0:
                 raise InputError(f"The setting {name} must not be negative, not {getattr(self, name)}.")
+        if self.optimizer == "adam" and self.diffeomorphic:
+            raise InputError("The optimizer adam cannot be diffeomorphic; set diffeomorphic=false.")
         if not self.encoders or any(weight <= 0 for _, weight in self.encoders):
             raise InputError("The setting encoders needs at least one encoder, each with a weight above zero.")
         hints = get_type_hints(type(self))
@@ -142,6 +151,11 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
         if key == "planes":
             value = tuple(p.strip() for p in value.split(",")) if isinstance(value, str) else tuple(value)
             if not value or not set(value) <= set(get_args(Plane)):
+                raise ValueError
+            return value
+        if key == "levels":
+            value = tuple(int(v) for v in (value.split(",") if isinstance(value, str) else value))
+            if not value or any(v < 1 or v & (v - 1) for v in value):
                 raise ValueError
             return value
         if key in ("fixed_window", "moving_window"):

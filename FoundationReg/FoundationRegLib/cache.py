@@ -1,0 +1,31 @@
+"""Results that a second run can use again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+
+class Cache:
+    """Keeps what the stages made, by what went into them, so that a second run repeats only what changed.
+
+    Holds the newest ``limit`` entries. Pass the same cache to several `register` calls in one process.
+    """
+
+    def __init__(self, limit: int = 32):
+        self.limit = limit
+        self._entries: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make):
+        """The entry of ``key``, made by calling ``make()`` when it is not there."""
+        if key in self._entries:
+            self._entries[key] = self._entries.pop(key)
+        else:
+            value = make()
+            self._entries[key] = value
+            while len(self._entries) > self.limit:
+                self._entries.pop(next(iter(self._entries)))
+        return self._entries[key]
+
+    def clear(self) -> None:
+        self._entries.clear()

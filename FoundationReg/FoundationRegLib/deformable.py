@@ -1,0 +1,310 @@
+"""The deformable stage: features of both images, discrete search, refinement. Torch and numpy only.
+
+Both images lie on one isotropic grid (`Pair`), the moving one already taken through the linear stage. The lattices of
+the levels share that grid's outer faces and are coarser by whole factors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import Cache
+from .deformation import compose, exponential, resize
+from .encoders import entry, load_encoder
+from .encoders.base import SliceEncoder
+from .features import FeatureRaster, SharedPCA, cache_key, encode, foreground_box, place
+from .grid import Grid
+from .progress import Progress
+from .refinement import FeaturePair, Regulariser, adam, gauss_newton, standardised
+from .search import candidates, cost_volume, coupled_convex, inverse_consistent
+from .settings import Settings
+
+# Displacements live on every second voxel of the finest level; finer ones would fit noise.
+NODE_FACTOR = 2
+_REGULARISER = Regulariser(diffusion=0.3, bending=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Both images, float32 (D, H, W) in 0..1, on one isotropic ``grid`` whose shape is a multiple of the coarsest factor.
+
+    ``*_body``: what the encoders are shown. ``*_mask``: where similarity counts; both boolean (D, H, W). ``guides``:
+    further channels (C, D, H, W) in 0..1 of fixed and moving that shall match, from segmentations. ``landmarks``:
+    (n, 3) continuous array indices of fixed points and the displacement (n, 3) in mm along the axes that they need.
+    """
+
+    grid: Grid
+    fixed: np.ndarray
+    moving: np.ndarray
+    fixed_body: np.ndarray
+    moving_body: np.ndarray
+    fixed_mask: np.ndarray
+    moving_mask: np.ndarray
+    guides: tuple[np.ndarray, np.ndarray] | None = None
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
+
+    def key(self) -> str:
+        """Hash of everything that the features depend on."""
+        digest = hashlib.sha256(self.grid.affine.tobytes())
+        for array in (self.fixed, self.moving, self.fixed_body, self.moving_body, self.fixed_mask, self.moving_mask):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class Deformation:
+    """What the deformable stage found.
+
+    ``displacement`` (3, d, h, w) in mm along the array axes of ``grid``, a coarser lattice over the pair's grid.
+    ``losses``: loss curve by level. ``rasters``: encoder id -> (fixed, moving) principal components. ``weights``: SHA256
+    by encoder. ``uncertainty`` (d, h, w): estimated error in mm.
+    """
+
+    displacement: Tensor
+    grid: Grid
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    rasters: dict[str, tuple[FeatureRaster, FeatureRaster]] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
+
+
+def search_factor(settings: Settings, spacing: float) -> int:
+    """Voxels of the working grid per node of the discrete search; its grid's shape must be a multiple of it."""
+    return max(NODE_FACTOR, NODE_FACTOR * round(settings.search_spacing_mm / spacing / NODE_FACTOR))
+
+
+def deform(
+    pair: Pair,
+    settings: Settings,
+    device: torch.device,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+    on_field: Callable[[str, Tensor, Grid], None] | None = None,
+) -> Deformation:
+    """The displacement that takes points of the pair's fixed image to the moving one.
+
+    ``on_field`` gets stage, displacement in mm and its lattice now and then, for previews. Raises `Cancelled`.
+    """
+    progress, cache = progress or Progress(), cache or Cache()
+    levels = _Levels(pair, settings, device, progress, cache)
+    node_grid = levels.grid(NODE_FACTOR)
+    made = Deformation(torch.zeros(3, *node_grid.shape, device=device), node_grid)
+    with progress.stage("encode", 0.45):
+        levels.encode_all(made)
+    field_mm = made.displacement
+    if settings.search_range_mm > 0:
+        with progress.stage("search", 0.15):
+            key = ("search", levels.key, settings.search_spacing_mm, settings.search_range_mm)
+            field_mm = cache.get(key, lambda: _searched(levels, settings, progress))
+        if on_field:
+            on_field("search", field_mm, levels.grid(search_factor(settings, pair.grid.spacing[0])))
+    share = 1.0 / max(1, len(settings.levels))
+    with progress.stage("refine", 0.4):
+        for factor in settings.levels:
+            name = f"{pair.grid.spacing[0] * factor:.3g} mm"
+            with progress.stage(f"refine {name}", share):
+                field_mm, made.losses[name] = _refined(levels, factor, field_mm, settings, progress, on_field)
+    made.displacement = _displacement(resize(field_mm, node_grid.shape), node_grid, settings)
+    return made
+
+
+def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
+    return exponential(field_mm, grid.spacing) if settings.diffeomorphic else field_mm
+
+
+class _Levels:
+    """Features and masks of a pair on the lattices of the levels, made when asked for."""
+
+    def __init__(self, pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache):
+        self.pair, self.settings, self.device = pair, settings, device
+        self.progress, self.cache = progress, cache
+        self.rasters: dict[str, tuple[FeatureRaster, FeatureRaster]] = {}
+        chosen = [settings.encoders, settings.planes, settings.slice_gap_mm, settings.encoder_pixels]
+        self.key = (pair.key(), str([*chosen, settings.pca_components, str(device)]))
+
+    def grid(self, factor: int) -> Grid:
+        shape = tuple(n // factor for n in self.pair.grid.shape)
+        return self.pair.grid.with_spacing(self.pair.grid.spacing * factor, shape)
+
+    def pooled(self, array: np.ndarray | Tensor, factor: int) -> Tensor:
+        """Mean over blocks of ``factor`` voxels of (D, H, W) or (C, D, H, W), on the device."""
+        values = torch.as_tensor(array, dtype=torch.float32, device=self.device)
+        while factor > 1:
+            # Pooling in steps of at most 4 keeps the CPU's kernels quick.
+            step = 2 if factor % 2 == 0 else factor
+            values = F.avg_pool3d(values[None] if values.ndim == 4 else values[None, None], step)[0]
+            values = values[0] if np.ndim(array) == 3 else values
+            factor //= step
+        return values
+
+    def encode_all(self, made: Deformation) -> None:
+        """Encode both images with every foundation encoder and project them on their shared components."""
+        foundation = [name for name, _ in self.settings.encoders if not _is_mind(name)]
+        for name in foundation:
+            with self.progress.stage(f"encode {name}", 1 / len(foundation)):
+                made.rasters[name], made.weights[name] = self.cache.get(
+                    ("rasters", name, *self.key), lambda name=name: self._encoded(name)
+                )
+        self.rasters = made.rasters
+
+    def _encoded(self, name: str) -> tuple[tuple[FeatureRaster, FeatureRaster], str]:
+        settings, pair = self.settings, self.pair
+        encoder = self.cache.get(
+            ("encoder", name, str(self.device)), lambda: load_encoder(name, str(self.device), progress=self.progress)
+        )
+        options: dict[str, Any] = {"box": foreground_box([pair.fixed_body, pair.moving_body], pair.grid)}
+        options |= {"slice_gap_mm": settings.slice_gap_mm, "pixels": settings.encoder_pixels, "subtract_empty": True}
+        planes = settings.planes if isinstance(encoder, SliceEncoder) else settings.planes[:1]
+        parts: list[tuple[FeatureRaster, FeatureRaster]] = []
+        for plane in planes:
+            both = []
+            for image, body in ((pair.fixed, pair.fixed_body), (pair.moving, pair.moving_body)):
+                with self.progress.stage(f"encode {name}", 0.5 / len(planes)):
+                    key = cache_key(image, pair.grid, encoder, plane=plane, body=body, **options)
+                    both.append(
+                        self.cache.get(
+                            key,
+                            lambda image=image, body=body, plane=plane: encode(
+                                image, pair.grid, encoder, plane, mask=body, progress=self.progress,
+                                memory_gb=settings.memory_gb, **options,
+                            ),
+                        )
+                    )  # fmt: skip
+            pca = SharedPCA.fit(both, settings.pca_components, [pair.fixed_body, pair.moving_body])
+            parts.append(tuple(pca.project(raster) for raster in both))
+        return parts[0] if len(parts) == 1 else tuple(self._joined(sides) for sides in zip(*parts, strict=True)), (
+            encoder.weights_sha256
+        )
+
+    def _joined(self, rasters: tuple[FeatureRaster, ...]) -> FeatureRaster:
+        """The mean planes' channels side by side on the lattice of the search."""
+        grid = self.grid(NODE_FACTOR * 2 if min(self.pair.grid.shape) >= NODE_FACTOR * 2 else 1)
+        placed = torch.cat([place(raster, grid, self.device) for raster in rasters])
+        step = self.pair.grid.indices(grid.points(np.eye(3))) - self.pair.grid.indices(grid.points(np.zeros(3)))
+        first = self.pair.grid.indices(grid.points(np.zeros(3)))
+        positions = tuple(first[a] + step[a, a] * np.arange(grid.shape[a]) for a in range(3))
+        return FeatureRaster(placed.permute(1, 2, 3, 0), positions, self.pair.grid)
+
+    def pairs(self, factor: int, names: list[tuple[str, float]]) -> list[FeaturePair]:
+        """Standardised features of the encoders ``names`` (id, weight) on the level's lattice."""
+        mask = self.mask("fixed", factor) > 0.5
+        made = []
+        for name, weight in names:
+            fixed, moving = self.cache.get(
+                ("level", name, factor, *self.key), lambda name=name: self._level(name, factor)
+            )
+            made.append(FeaturePair(*standardised(fixed, moving, mask), weight))
+        if self.pair.guides is not None:
+            fixed, moving = (self.pooled(channels, factor) for channels in self.pair.guides)
+            made.append(FeaturePair(*standardised(fixed, moving, mask), sum(w for _, w in names)))
+        return made
+
+    def _level(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
+        if name in self.rasters:
+            return tuple(place(raster, self.grid(factor), self.device) for raster in self.rasters[name])
+        encoder = load_encoder(name, str(self.device))
+        if factor <= NODE_FACTOR:
+            images = (self.pooled(image, factor) for image in (self.pair.fixed, self.pair.moving))
+            return tuple(encoder(image[None, None])[0] for image in images)
+        # Descriptors of the fine image, averaged, tell more than those of a coarse image.
+        fine = self.cache.get(("level", name, 1, *self.key), lambda: self._level(name, 1))
+        return tuple(self.pooled(features, factor) for features in fine)
+
+    def mask(self, side: str, factor: int) -> Tensor:
+        return self.pooled(getattr(self.pair, f"{side}_mask"), factor)
+
+
+def _is_mind(name: str) -> bool:
+    try:
+        return entry(name).family == "mind"
+    except Exception:
+        return False
+
+
+def _searched(levels: _Levels, settings: Settings, progress: Progress) -> Tensor:
+    """Displacement in mm on the search lattice that maps fixed to moving and is consistent with the way back."""
+    spacing = float(levels.pair.grid.spacing[0])
+    factor = search_factor(settings, spacing)
+    pairs = levels.pairs(factor, list(settings.encoders))
+    total = sum(pair.weight for pair in pairs)
+    fixed, moving = (
+        torch.cat([getattr(p, side) * (p.weight / total / p.fixed.shape[0]) ** 0.5 for p in pairs])
+        for side in ("fixed", "moving")
+    )
+    reach = max(1, round(settings.search_range_mm / (factor * spacing)))
+    radius = tuple(min(reach, n - 1) for n in fixed.shape[1:])
+    offsets = candidates(radius, levels.device)
+    fields = []
+    for a, b, side in ((fixed, moving, "fixed"), (moving, fixed, "moving")):
+        with progress.stage("search", 0.5):
+            cost = cost_volume(a, b, radius, levels.mask(side, factor), progress.check)
+            fields.append(coupled_convex(cost, offsets))
+    return inverse_consistent(*fields) * (factor * spacing)
+
+
+def _refined(levels: _Levels, factor: int, field_mm: Tensor, settings: Settings, progress: Progress, on_field):
+    spacing = float(levels.pair.grid.spacing[0]) * factor
+    pairs = levels.pairs(factor, _level_encoders(settings, factor))
+    nodes = tuple(n // max(factor, NODE_FACTOR) for n in levels.pair.grid.shape)
+    node_grid = levels.grid(max(factor, NODE_FACTOR))
+
+    def each(iteration: int, current: Tensor, loss: float) -> bool:
+        progress.update((iteration + 1) / settings.iterations)
+        if on_field and progress.wants_previews:
+            on_field("refine", _displacement(current, node_grid, settings), node_grid)
+        return progress.finish_early()
+
+    fixed_mask, moving_mask = levels.mask("fixed", factor), levels.mask("moving", factor)
+    if settings.optimizer == "adam":
+        return adam(
+            pairs, field_mm, spacing, fixed_mask, diffusion=settings.adam_diffusion * settings.smoothness,
+            iterations=settings.iterations, rate=settings.adam_rate, kernel=settings.adam_kernel,
+            passes=settings.adam_passes, each=each,
+        )  # fmt: skip
+    return gauss_newton(
+        pairs, field_mm, spacing, fixed_mask, moving_mask,
+        nodes=nodes, regulariser=_REGULARISER.scaled(settings.smoothness), iterations=settings.iterations,
+        diffeomorphic=settings.diffeomorphic, guide=_pull_of(levels, node_grid), each=each,
+    )  # fmt: skip
+
+
+def _level_encoders(settings: Settings, factor: int) -> list[tuple[str, float]]:
+    """The finest level is decided by MIND alone, where it is among the encoders: tokens are too coarse for it."""
+    fine = [(name, weight) for name, weight in settings.encoders if _is_mind(name)]
+    return fine if factor < NODE_FACTOR and fine else list(settings.encoders)
+
+
+def _pull_of(levels: _Levels, grid: Grid):
+    """Springs from matched landmarks to the field, as the ``guide`` of `gauss_newton`; None without landmarks."""
+    if levels.pair.landmarks is None:
+        return None
+    places, wanted = levels.pair.landmarks
+    nodes = np.rint(grid.indices(levels.pair.grid.points(places))).astype(int)
+    nodes = np.clip(nodes, 0, np.array(grid.shape) - 1)
+    z, y, x = (torch.as_tensor(nodes[:, n], device=levels.device) for n in range(3))
+    target = torch.as_tensor(wanted.T / grid.spacing[0], dtype=torch.float32, device=levels.device)
+    strength = 50.0
+
+    def guide(displacement: Tensor) -> tuple[Tensor, Tensor]:
+        curvature = displacement.new_zeros((6, *grid.shape))
+        pull = displacement.new_zeros((3, *grid.shape))
+        for n in (0, 3, 5):
+            curvature[n].index_put_((z, y, x), torch.full_like(target[0], strength), accumulate=True)
+        for n in range(3):
+            pull[n].index_put_((z, y, x), strength * (target[n] - displacement[n, z, y, x]), accumulate=True)
+        return curvature, pull
+
+    return guide
+
+
+def error_estimate(forward: Tensor, backward: Tensor, spacing) -> Tensor:
+    """Inverse-consistency error in mm (d, h, w): how far a point ends from home after going there and back."""
+    return compose(backward, forward, spacing).norm(dim=0)
