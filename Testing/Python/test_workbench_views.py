@@ -268,7 +268,7 @@ def test_tables_and_plots_are_shown(workbench):
         workbench.process_events(0.05)
         slicer.util.getNodesByClass("vtkMRMLPlotViewNode")[0].SetPlotChartNodeID(chart.GetID())
         plot = manager.plotWidget(0).plotView()
-        assert plot.mrmlPlotChartNode() is chart
+        assert plot._node is chart
         image = plot.grab().toImage()
         colors = {image.pixel(x, y) for x in range(0, image.width(), 2) for y in range(0, image.height(), 2)}
         assert len(colors) > 4, "axes and a line on white"

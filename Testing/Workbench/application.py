@@ -45,7 +45,7 @@ class qSlicerApplication(QApplication):
         self._commandOptions = types.SimpleNamespace(noMainWindow=False, runPythonAndExit=False, testingEnabled=False)
         _provide_python_slicer(folder / "bin")
 
-    def attach(self, core) -> None:
+    def attach_core(self, core) -> None:
         """Take over the scene and logics of a trame-slicer SlicerApp."""
         self._core = core
         core.app_logic.SetTemporaryPath(self.temporaryPath)

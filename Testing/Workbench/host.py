@@ -90,9 +90,9 @@ class Workbench:
         window.style_application(self.app)
         self.core = SlicerApp()
         slicer.mrmlScene = self.core.scene
-        self.app.attach(self.core)
+        self.app.attach_core(self.core)
         for module in application.built_in_modules(self.core):
-            self.app.moduleManager().add(module)
+            self.app.moduleManager().add_module(module)
         self.dialogs = dialogs.DialogWatch(self.app, headless)
         self.window = window.qSlicerMainWindow()
         manager = layout.qSlicerLayoutManager(self.core.scene, self.core.app_logic, self.window.viewport)
@@ -111,7 +111,7 @@ class Workbench:
         name = pathlib.Path(path).stem
         if manager.module(name):
             self.unload_module(name)
-        module = manager.load(path)
+        module = manager.load_file(path)
         self._loaded.append(module.name)
         self.app.startupCompleted.emit()
         self.window.showModule(module)
@@ -121,7 +121,7 @@ class Workbench:
     def unload_module(self, name: str) -> None:
         """Take a module's panel away and forget the module."""
         self.window.closeModule()
-        self.app.moduleManager().unload(name)
+        self.app.moduleManager().unload_module(name)
         self._loaded.remove(name)
         self.process_events()
 
@@ -152,7 +152,7 @@ class Workbench:
         self.process_events()
         manager = self.app.layoutManager()
         widget = manager.sliceWidget(name) or manager.threeDWidget(name)
-        return widget.viewWidget().image()
+        return widget.viewWidget().read_image()
 
     def close(self) -> None:
         """Unload the modules and empty the scene. The application itself stays: start() gives it back."""

@@ -141,9 +141,9 @@ class qMRMLSliceWidget(qMRMLWidget):
         layout.addWidget(self._controller)
         layout.addWidget(self._canvas, 1)
         self.setMRMLScene(scene)
-        self.showViewNode()
+        self.show_view_node()
 
-    def showViewNode(self) -> None:
+    def show_view_node(self) -> None:
         """Show the label and colour of the view node."""
         _show_label(self._controller, self.mrmlSliceNode())
 
@@ -212,9 +212,9 @@ class qMRMLThreeDWidget(qMRMLWidget):
         layout.addWidget(bar)
         layout.addWidget(self._canvas, 1)
         self.setMRMLScene(scene)
-        self.showViewNode()
+        self.show_view_node()
 
-    def showViewNode(self) -> None:
+    def show_view_node(self) -> None:
         """Show the label and colour of the view node."""
         _show_label(self, self.mrmlViewNode())
 
@@ -328,7 +328,7 @@ class qMRMLLayoutManager(QObject):
             properties = {item.get("name"): (item.text or "").strip() for item in element.findall("property")}
             widget = self._classes[class_name](self._scene, self._appLogic, tag)
             _apply_properties(widget.mrmlAbstractViewNode(), properties)
-            widget.showViewNode()
+            widget.show_view_node()
             self._widgets[class_name, tag] = widget
         self._shown.append(widget)
         return widget
@@ -399,7 +399,7 @@ class qMRMLLayoutManager(QObject):
     def setRenderPaused(self, paused):
         for widget in self._widgets.values():
             if isinstance(widget, (qMRMLSliceWidget, qMRMLThreeDWidget)):
-                widget.viewWidget().setPaused(paused)
+                widget.viewWidget().set_paused(paused)
 
     def pauseRender(self):
         self.setRenderPaused(True)

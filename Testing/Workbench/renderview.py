@@ -104,12 +104,12 @@ class RenderWidget(QWidget):
         self._render()
         self.repaint()
 
-    def setPaused(self, paused: bool) -> None:
+    def set_paused(self, paused: bool) -> None:
         self._paused = max(0, self._paused + (1 if paused else -1))
         if not self._paused and self._outdated:
             self.update()
 
-    def image(self) -> np.ndarray:
+    def read_image(self) -> np.ndarray:
         """The current frame as (rows, columns, RGB) bytes, first row at the top."""
         self._render()
         width, height = self.view.render_window().GetSize()
@@ -123,7 +123,7 @@ class RenderWidget(QWidget):
 
     def paintEvent(self, _event):
         if self._frame.isNull() or (self._outdated and not self._paused):
-            frame = self.image()
+            frame = self.read_image()
             height, width, _ = frame.shape
             self._frame = QImage(frame.data, width, height, 3 * width, QImage.Format_RGB888).copy()
         QPainter(self).drawImage(self.rect, self._frame)

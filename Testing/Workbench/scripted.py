@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import types
 import unittest
 
 import qt
@@ -289,17 +290,17 @@ class qSlicerModuleManager(QObject):
         super().__init__()
         self._modules = {}
 
-    def add(self, module) -> None:
+    def add_module(self, module) -> None:
         self._modules[module.name.lower()] = module
         setattr(slicer.modules, module.name.lower(), module)
         self.moduleLoaded.emit(module.name)
 
-    def load(self, path) -> qSlicerScriptedLoadableModule:
+    def load_file(self, path) -> qSlicerScriptedLoadableModule:
         module = qSlicerScriptedLoadableModule(str(path))
-        self.add(module)
+        self.add_module(module)
         return module
 
-    def unload(self, name: str) -> None:
+    def unload_module(self, name: str) -> None:
         self.moduleAboutToBeUnloaded.emit(name)
         module = self._modules.pop(name.lower())
         module.forget_widget()
@@ -308,11 +309,6 @@ class qSlicerModuleManager(QObject):
                 delattr(slicer.modules, attribute)
         sys.modules.pop(name, None)
 
-    def unload_scripted(self) -> None:
-        for module in list(self._modules.values()):
-            if isinstance(module, qSlicerScriptedLoadableModule):
-                self.unload(module.name)
-
     def modulesNames(self):
         return [module.name for module in self._modules.values()]
 
@@ -320,10 +316,7 @@ class qSlicerModuleManager(QObject):
         return self._modules.get(name.lower())
 
     def factoryManager(self):
-        return self
-
-    def loadedModuleNames(self):
-        return self.modulesNames()
+        return types.SimpleNamespace(loadedModuleNames=self.modulesNames)
 
 
 def _load_source(name: str, path: str):

@@ -64,22 +64,26 @@ class qMRMLPlotView(QWidget):
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._node = None
-        self._observations = Observations(self)
+        self._viewNode, self._node = None, None
+        self._viewObservations, self._observations = Observations(self), Observations(self)
         self.setMinimumSize(120, 80)
 
-    def mrmlPlotChartNode(self):
-        return self._node
-
-    def setMRMLPlotChartNode(self, node):
-        self._observations.clear()
-        self._node = node
+    def setMRMLPlotViewNode(self, node):
+        self._viewObservations.clear()
+        self._viewNode = node
         if node is not None:
+            self._viewObservations.add(node, vtk.vtkCommand.ModifiedEvent, "_update_chart")
+        self._update_chart()
+
+    def _update_chart(self, *_):
+        self._observations.clear()
+        self._node = self._viewNode.GetPlotChartNode() if self._viewNode else None
+        if self._node is not None:
             for event in (vtk.vtkCommand.ModifiedEvent, slicer.vtkMRMLPlotChartNode.PlotModifiedEvent):
-                self._observations.add(node, event, "_update")
+                self._observations.add(self._node, event, "_repaint")
         self.update()
 
-    def _update(self, *_):
+    def _repaint(self, *_):
         self.update()
 
     def _series(self):
@@ -159,7 +163,7 @@ class _DataWidget(qMRMLWidget):
     def mrmlAbstractViewNode(self):
         return self._viewNode
 
-    def showViewNode(self) -> None:
+    def show_view_node(self) -> None:
         """Nothing but the content of the view node is shown."""
 
     def viewWidget(self):
@@ -184,7 +188,7 @@ class qMRMLPlotWidget(_DataWidget):
     view_class, node_class = qMRMLPlotView, "vtkMRMLPlotViewNode"
 
     def _update(self, *_):
-        self._view.setMRMLPlotChartNode(self._viewNode.GetPlotChartNode())
+        self._view.setMRMLPlotViewNode(self._viewNode)
 
     def plotView(self):
         return self._view

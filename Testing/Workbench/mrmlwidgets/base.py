@@ -39,18 +39,13 @@ class Observations:
     __del__ = clear
 
 
-class qMRMLWidget(QWidget):
-    """A widget that knows the scene; panels connect their selectors to its signal in the .ui file."""
-
+class _SceneWidget(QWidget):
     mrmlSceneChanged = Signal(object)
     cppSignals: ClassVar[dict] = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
 
     def __init__(self, parent=None):
         super().__init__(parent)
         self._scene = None
-
-    def mrmlScene(self):
-        return self._scene
 
     @Slot(object)
     def setMRMLScene(self, scene):
@@ -59,5 +54,12 @@ class qMRMLWidget(QWidget):
             self.mrmlSceneChanged.emit(scene)
 
 
-class qSlicerWidget(qMRMLWidget):
+class qMRMLWidget(_SceneWidget):
+    """A widget that knows the scene; panels connect their selectors to its signal in the .ui file."""
+
+    def mrmlScene(self):
+        return self._scene
+
+
+class qSlicerWidget(_SceneWidget):
     """The base of module panels (Base/QTGUI/qSlicerWidget.h)."""

@@ -49,9 +49,6 @@ class qMRMLCollapsibleButton(ctkCollapsibleButton):
     cppSignals: ClassVar[dict] = {"mrmlSceneChanged(vtkMRMLScene*)": "mrmlSceneChanged"}
     _scene = None
 
-    def mrmlScene(self):
-        return self._scene
-
     @Slot(object)
     def setMRMLScene(self, scene):
         self._scene = scene
