@@ -43,6 +43,7 @@ SYSTEM_LIBRARIES = {
     "libfreetype.so.6": "libfreetype6",
     "libdbus-1.so.3": "libdbus-1-3",
     "libglib-2.0.so.0": "libglib2.0-0",
+    "libgssapi_krb5.so.2": "libgssapi-krb5-2",
 }
 # What a window on the screen needs beyond that.
 WINDOW_LIBRARIES = {
