@@ -61,7 +61,7 @@ def progress_bar(quiet: bool = False, console: Console | None = None):
                 task = bar.add_task("Starting", total=1.0, left="")
 
                 def show(event: Event) -> None:
-                    label = "Stopping" if wish.is_set() else event.message or event.stage.capitalize()
+                    label = "Stopping" if wish.is_set() else label_of(event)
                     bar.update(task, completed=event.fraction, description=label[:40], left=time_left(event))
 
                 yield Progress(show, should_cancel=wish.is_set)
@@ -71,12 +71,17 @@ def _lines(console: Console):
     said = set()
 
     def show(event: Event) -> None:
-        label = event.message or event.stage.capitalize()
+        label = label_of(event)
         if label and label not in said:
             said.add(label)
             print(f"{event.fraction:4.0%}  {label}", file=console.file, flush=True)
 
     return show
+
+
+def label_of(event: Event) -> str:
+    """The event's message, or its stage with a capital letter."""
+    return event.message or event.stage[:1].upper() + event.stage[1:]
 
 
 def time_left(event: Event) -> str:
