@@ -23,7 +23,7 @@ from .commands import facts_of, write_results
 from .console import metric_text, output, progress_bar
 from .encoders import entry
 from .errors import WeightsError
-from .image import grid_of, write_image
+from .image import grid_of, to_field_transform, write_image
 from .outputs import Outputs
 from .points import Points, write_points
 from .progress import Progress
@@ -66,8 +66,9 @@ def make_case(t1: sitk.Image, gm: sitk.Image, wm: sitk.Image, seed: int = 0) -> 
     # Labels: 1 cerebrospinal fluid, 2 grey matter, 3 white matter.
     labels = np.where(brain, maps.argmax(0) + 1, 0).astype(np.uint8)
 
-    to_fixed = moving_to_fixed(t1, rng)
     grid = oblique_grid(t1)
+    # The truth is linear between nodes 4 mm apart, which is exact by definition and much quicker than splines.
+    to_fixed = to_field_transform(moving_to_fixed(t1, rng), grid_of(grid).with_spacing(4.0).padded(1, 1))
     second = sitk.Resample(_like(contrast.astype(np.float32), t1), grid, to_fixed, sitk.sitkLinear, 0.0)
     moving_labels = sitk.Resample(_like(labels, t1), grid, to_fixed, sitk.sitkNearestNeighbor, 0)
     inside = np.argwhere(sitk.GetArrayViewFromImage(moving_labels) > 0)
@@ -77,7 +78,7 @@ def make_case(t1: sitk.Image, gm: sitk.Image, wm: sitk.Image, seed: int = 0) -> 
 
 
 def moving_to_fixed(image: sitk.Image, rng: np.random.Generator) -> sitk.Transform:
-    """The truth, from points of the moving to points of the fixed brain: turned, shifted, scaled, then bent by up to
+    """From points of the moving to points of the fixed brain: turned, shifted, scaled, then bent by up to
     about 12 mm with cubic B-splines 42 mm apart."""
     center = grid_of(image).center
     pose = sitk.AffineTransform(3)

@@ -8,6 +8,6 @@ _PACKAGE = Path(__file__).parent
 
 
 def resource_path(*parts: str) -> Path:
-    """Path of a file or folder of ``Resources``: beside the package in the extension, inside it when pip installed it."""
+    """Path of a file or folder of ``Resources``: beside the package in the extension, inside it as pip installs it."""
     beside = _PACKAGE.parent / "Resources"
     return (beside if (beside / "Presets").is_dir() else _PACKAGE / "Resources").joinpath(*parts)

@@ -160,6 +160,6 @@ def test_dev_script_looks_for_another_python_when_this_one_does_not_suit(dev, mo
 
 
 def test_dev_script_needs_only_the_standard_library():
-    code = "import sys; sys.argv = ['dev.py', '--help']; __file__ = 'dev.py'; exec(open('dev.py', encoding='utf-8').read())"
-    answer = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-I", "-S", "dev.py", "--help"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0 and "dev.py demo" in answer.stdout, answer.stderr
