@@ -245,8 +245,8 @@ def _searched(levels: _Levels, settings: Settings, progress: Progress) -> Tensor
     fields = []
     for a, b, side in ((fixed, moving, "fixed"), (moving, fixed, "moving")):
         with progress.stage("search", 0.5):
-            cost = cost_volume(a, b, radius, levels.mask(side, factor), progress.check)
-            fields.append(coupled_convex(cost, offsets))
+            weight = levels.mask(side, factor)
+            fields.append(coupled_convex(cost_volume(a, b, offsets, weight, progress.check), offsets, weight))
     return inverse_consistent(*fields) * (factor * spacing)
 
 

@@ -59,15 +59,14 @@ class Regulariser:
         return 6 * self.diffusion + 42 * self.bending
 
 
-def standardised(fixed: Tensor, moving: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Both feature volumes (C, D, H, W), jointly centred by channel and scaled to mean square 1 inside ``mask`` (D, H, W)."""
-    if mask is None or not mask.any():
-        mask = torch.ones(fixed.shape[1:], dtype=torch.bool, device=fixed.device)
-    both = [features[:, mask] for features in (fixed, moving)]
-    mean = (both[0].mean(1) + both[1].mean(1)) / 2
-    power = sum((values - mean[:, None]).square().mean() for values in both) / 2
-    scale = power.sqrt().clamp_min(1e-8)
-    mean = mean[:, None, None, None]
+def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both features (C, D, H, W), jointly centred by channel and scaled to mean square 1 over ``mask`` (D, H, W)."""
+    share = mask.flatten().to(fixed.dtype)
+    share = share / share.sum().clamp_min(1) / 2
+    both = [features.flatten(1) for features in (fixed, moving)]
+    mean = sum(values @ share for values in both)
+    power = sum(((values - mean[:, None]).square() @ share).mean() for values in both)
+    mean, scale = mean[:, None, None, None], power.sqrt().clamp_min(1e-8)
     return (fixed - mean) / scale, (moving - mean) / scale
 
 

@@ -17,73 +17,79 @@ COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def candidates(radius: tuple[int, int, int], device=None) -> Tensor:
-    """All integer displacements (K, 3) within ``radius`` nodes along (z, y, x), z slowest."""
+    """Integer displacements (K, 3) inside the ellipsoid of ``radius`` nodes along (z, y, x).
+
+    The corners of the box around it, half of its volume, would reach further than was asked for.
+    """
     axes = [torch.arange(-r, r + 1, dtype=torch.float32, device=device) for r in radius]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    box = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    reach = torch.tensor([max(r, 1) for r in radius], device=device) + 0.2
+    return box[(box / reach).square().sum(1) <= 1]
 
 
-def cost_volume(
-    fixed: Tensor, moving: Tensor, radius: tuple[int, int, int], weight: Tensor | None = None, check=lambda: None
-) -> Tensor:
-    """Cost (K, D, H, W) of every candidate displacement at every node.
+def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, check=lambda: None) -> Tensor:
+    """Cost (K, D, H, W) of the candidate displacements ``offsets`` (K, 3) at every node.
 
     ``fixed``, ``moving``: features (C, D, H, W) on the same lattice. Cost is the squared difference summed over channels,
-    averaged over a 5-node neighbourhood, shifted and scaled so that the best candidate of a node costs 0 and the average
-    over candidates and nodes costs 1. ``weight`` (D, H, W) of the fixed nodes: where it is zero the neighbours decide.
-    ``check`` is called between slabs and may raise to stop.
+    averaged over a 5-node neighbourhood, shifted and scaled so that the best candidate of a node costs 0 and the
+    average over candidates and nodes costs 1. ``weight`` (D, H, W) of the fixed nodes: where it is zero the neighbours
+    decide. ``check`` is called now and then and may raise to stop.
     """
-    _, depth, height, width = fixed.shape
-    rz, ry, rx = radius
-    padded = F.pad(moving[None], (rx, rx, ry, ry, rz, rz), mode="replicate")[0]
-    cost = fixed.new_empty(((2 * rz + 1) * (2 * ry + 1) * (2 * rx + 1), depth, height, width))
-    k = 0
-    for z in range(2 * rz + 1):
-        check()
-        for y in range(2 * ry + 1):
-            for x in range(2 * rx + 1):
-                torch.sum((fixed - padded[:, z : z + depth, y : y + height, x : x + width]).square_(), 0, out=cost[k])
-                k += 1
-    if weight is not None:
-        cost *= weight
-    cost = box(box(cost))
-    if weight is not None:
-        cost /= box(box(weight[None])).clamp_min(1e-3)
+    shape = fixed.shape[1:]
+    reach = offsets.abs().amax(0).int().tolist()
+    padded = F.pad(moving[None], [r for r in reversed(reach) for _ in range(2)], mode="replicate")[0]
+    energy = padded.square().sum(0)
+    share = smooth(smooth(weight)).clamp_min(1e-3)
+    cost = fixed.new_empty((len(offsets), *shape))
+    product = torch.empty_like(fixed)
+    # |f - m|^2 without |f|^2, which is the same for all candidates of a node.
+    for k, offset in enumerate(offsets.int().tolist()):
+        if k % 64 == 0:
+            check()
+        there = tuple(slice(r + o, r + o + n) for r, o, n in zip(reach, offset, shape, strict=True))
+        torch.mul(fixed, padded[(slice(None), *there)], out=product)
+        values = (energy[there] - 2 * product.sum(0)) * weight
+        torch.div(smooth(smooth(values)), share, out=cost[k])
     cost -= cost.amin(0)
-    return cost.div_(cost.mean().clamp_min(1e-12))
+    return cost.div_(cost[:, weight > 0.5].mean().clamp_min(1e-12) if (weight > 0.5).any() else cost.mean())
 
 
-def box(volume: Tensor, passes: int = 1) -> Tensor:
-    """Mean over 3 nodes along each axis of (C, D, H, W), ``passes`` times; border nodes are repeated outwards."""
-    for _ in range(passes):
-        for axis in (1, 2, 3):
-            if volume.shape[axis] > 1:
-                kernel = [1, 1, 1]
-                kernel[axis - 1] = 3
-                pad = [0] * 6
-                pad[2 * (3 - axis)] = pad[2 * (3 - axis) + 1] = 1
-                volume = F.avg_pool3d(F.pad(volume[None], pad, mode="replicate"), kernel, stride=1)[0]
+def smooth(volume: Tensor) -> Tensor:
+    """Mean over 3 nodes along each axis of (..., D, H, W); border nodes are repeated outwards."""
+    for axis in (-3, -2, -1):
+        count = volume.shape[axis]
+        if count > 1:
+            total = volume.clone()
+            total.narrow(axis, 1, count - 1).add_(volume.narrow(axis, 0, count - 1))
+            total.narrow(axis, 0, count - 1).add_(volume.narrow(axis, 1, count - 1))
+            total.narrow(axis, 0, 1).add_(volume.narrow(axis, 0, 1))
+            total.narrow(axis, count - 1, 1).add_(volume.narrow(axis, count - 1, 1))
+            volume = total.div_(3)
     return volume
 
 
-def coupled_convex(cost: Tensor, offsets: Tensor, coupling=COUPLING, chunk: int = 4096) -> Tensor:
+def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPLING, chunk: int = 4096) -> Tensor:
     """Smooth displacement field (3, D, H, W) in nodes that minimises ``cost`` (K, D, H, W).
 
     Alternates between the best candidate of each node, pulled towards the smooth field by a growing coupling, and
-    smoothing. ``offsets`` (K, 3) are the candidates.
+    smoothing. ``offsets`` (K, 3) are the candidates. Nodes whose ``weight`` (D, H, W) is zero follow their neighbours.
     """
-    shape = cost.shape[1:]
-    flat = cost.flatten(1)
-    best = offsets[flat.argmin(0)]
-    field = box(best.T.reshape(3, *shape))
+    active = smooth(weight) > 0
+    flat = cost[:, active]
     squared = offsets.square().sum(1)[:, None]
+    best = offsets[flat.argmin(0)]
+    field = cost.new_zeros((3, *cost.shape[1:]))
+    field[:, active] = best.T
+    field = smooth(field)
     for strength in coupling:
-        target = field.flatten(1)
+        target = field[:, active]
         for start in range(0, flat.shape[1], chunk):
             part = slice(start, start + chunk)
             # |offset - target|^2 without its part that is the same for all candidates
-            distance = squared - 2 * offsets @ target[:, part]
-            best[part] = offsets[(flat[:, part] + strength * distance).argmin(0)]
-        field = box(best.T.reshape(3, *shape))
+            distance = torch.addmm(squared, offsets, target[:, part], beta=strength, alpha=-2 * strength)
+            best[part] = offsets[distance.add_(flat[:, part]).argmin(0)]
+        field[:, active] = best.T
+        field = smooth(field)
     return field
 
 
