@@ -165,6 +165,8 @@ def test_a_transform_is_drawn_in_slice_views_when_shown_and_gone_when_hidden(wor
     node = _grid_transform(amplitude=4.0)
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
+    display.SetGridSpacingMm(5.0)
+    display.SetGlyphSpacingMm(5.0)
     assert np.array_equal(workbench.view_image("Red"), plain), "hidden by default"
     for mode in (display.VIS_MODE_GRID, display.VIS_MODE_GLYPH):
         display.SetVisualizationMode(mode)
@@ -172,11 +174,44 @@ def test_a_transform_is_drawn_in_slice_views_when_shown_and_gone_when_hidden(wor
         display.SetVisibility2D(True)
         shown = workbench.view_image("Red").astype(int)
         changed = np.abs(shown - plain).max(axis=2) > 40
-        assert changed.mean() > 0.002, "lines or arrows"
+        rows, columns = (size // 2 for size in changed.shape)
+        quadrants = (
+            changed[:rows, :columns],
+            changed[:rows, columns:],
+            changed[rows:, :columns],
+            changed[rows:, columns:],
+        )
+        assert min(part.mean() for part in quadrants) > 0.002, "lines or arrows all over the view"
         colored = (shown.max(axis=2) - shown.min(axis=2) > 60) & changed
         assert colored.any(), "coloured by the size of the displacement"
         display.SetVisibility(False)
         assert np.array_equal(workbench.view_image("Red"), plain)
+
+
+def test_a_drawn_grid_bends_as_the_transform_says(workbench, volume):
+    import numpy as np
+    import slicer
+
+    slicer.util.setSliceViewerLayers(background=None)
+    plain = workbench.view_image("Red").astype(int)
+    node = _grid_transform(amplitude=4.0)
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetVisualizationMode(display.VIS_MODE_GRID)
+    display.SetGridSpacingMm(10.0)
+    display.SetGridResolutionMm(1.0)
+    display.SetVisibility(True)
+    display.SetVisibility2D(True)
+    lines = np.abs(workbench.view_image("Red").astype(int) - plain).max(axis=2) > 40
+    canvas, found = _canvas("Red"), []
+    for a in (-13, -9, -6, 6, 9, 13):  # between the horizontal lines; one vertical line in reach
+        start, end = canvas.convertRASToXYZ([5.0, a, 0]), canvas.convertRASToXYZ([-5.0, a, 0])
+        row = lines[lines.shape[0] - 1 - round(start[1]), round(start[0]) : round(end[0])]
+        found.append(canvas.convertXYZToRAS([round(start[0]) + np.flatnonzero(row).mean(), start[1], 0])[0])
+    # Arrows and grids show how the moving anatomy goes to the fixed: against the field, which is from parent.
+    expected = [-4.0 * np.sin(2 * np.pi * (a + 20) / 40) for a in (-13, -9, -6, 6, 9, 13)]
+    straight = np.subtract(found, expected) % 10.0  # where the lines, 10 mm apart, were without the transform
+    assert np.ptp(straight) < 0.5
 
 
 def test_a_volume_under_a_transform_moves_in_the_view(workbench, volume):

@@ -285,3 +285,16 @@ def test_dialogs_without_answer_are_rejected_and_told(workbench):
     assert not slicer.util.confirmYesNoDisplay("Nobody answers")
     assert len(workbench.dialogs.unexpected) == 1 and "Nobody answers" in workbench.dialogs.unexpected[0]
     workbench.dialogs.unexpected.clear()
+
+
+def test_single_shots_and_short_messages(qt, workbench):
+    import slicer
+
+    window, heard = qt.QWidget(), []
+    window.show()
+    qt.QTimer.singleShot(0, window.close)  # a method of C++
+    qt.QTimer.singleShot(0, lambda: heard.append(1))
+    workbench.wait_until(lambda: heard and not window.visible, 5)
+    with workbench.dialogs.answering(lambda dialog: None) as seen:
+        slicer.util.delayDisplay("Working...", 450)
+    assert seen == [": Working..."]

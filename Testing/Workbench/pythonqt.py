@@ -127,15 +127,28 @@ def _keep_dialogs_until_executed() -> None:
 
 def _install_connect() -> None:
     original_getattribute = QtCore.QObject.__getattribute__
+    replacements = {
+        "connect": _by_signature(_connect, QtCore.QObject.connect),
+        "disconnect": _by_signature(_disconnect, QtCore.QObject.disconnect),
+    }
 
     def getattribute(self, name):
-        if name == "connect":
-            return types.MethodType(_connect, self)
-        if name == "disconnect":
-            return types.MethodType(_disconnect, self)
+        if name in replacements:
+            return types.MethodType(replacements[name], self)
         return original_getattribute(self, name)
 
     QtCore.QObject.__getattribute__ = getattribute
+
+
+def _by_signature(function, original):
+    """``function`` for calls as PythonQt has them, else PySide6's static one, which PySide6 itself calls."""
+
+    def call(self, *arguments):
+        if arguments and isinstance(arguments[0], str) and not arguments[0].startswith("2"):
+            return function(self, *arguments)
+        return original(*arguments)
+
+    return call
 
 
 def _signal(sender: QtCore.QObject, signature: str):

@@ -15,7 +15,7 @@ import vtk
 from PySide6.QtCore import QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QImage, QPainter
 from PySide6.QtWidgets import QApplication, QSizePolicy, QWidget
-from trame_slicer.views import SliceView, ThreeDView
+from trame_slicer.views import AbstractView, SliceView, ThreeDView
 from trame_slicer.views.render_scheduler import ScheduledRenderStrategy
 from vtk.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkRenderingUI import vtkGenericRenderWindowInteractor
@@ -48,23 +48,36 @@ def _embedded_interactor():
         vtk.vtkObject.SetGlobalWarningDisplay(warnings)
 
 
+class _SliceView(SliceView):
+    """A slice view that takes the slice node which the layout has made, and makes one only if there is none."""
+
+    def set_scene(self, scene):
+        AbstractView.set_scene(self, scene)
+        self._logic.SetMRMLScene(scene)
+        node = scene.GetSingletonNode(self.name, "vtkMRMLSliceNode")
+        if node:
+            self._logic.SetSliceNode(node)
+        # Some displayable managers look at their slice node only once: it must be the right one from the start.
+        self.set_view_node(node or self._logic.AddSliceNode(self.name))
+
+
+class _ThreeDView(ThreeDView):
+    """The same for a 3-D view, whose logic however knows only a node that it made itself."""
+
+    def set_scene(self, scene):
+        AbstractView.set_scene(self, scene)
+        self._logic.SetMRMLScene(scene)
+        self.set_view_node(scene.GetSingletonNode(self.name, "vtkMRMLViewNode") or self._logic.AddViewNode(self.name))
+
+
 def make_slice_view(scene, app_logic, name: str) -> SliceView:
     with _embedded_interactor():
-        view = SliceView(scene, app_logic, name)
-    node = scene.GetSingletonNode(name, "vtkMRMLSliceNode")
-    if view.get_view_node() is not node:  # the layout had made the node, the view made another
-        view._logic.SetSliceNode(node)
-        view.set_view_node(node)
-    return view
+        return _SliceView(scene, app_logic, name)
 
 
 def make_threed_view(scene, app_logic, name: str) -> ThreeDView:
     with _embedded_interactor():
-        view = ThreeDView(scene, app_logic, name)
-    node = scene.GetSingletonNode(name, "vtkMRMLViewNode")
-    if view.get_view_node() is not node:
-        view.set_view_node(node)
-    return view
+        return _ThreeDView(scene, app_logic, name)
 
 
 class RenderWidget(QWidget):
