@@ -129,8 +129,10 @@ class qMRMLPlotView(QWidget):
         names = (self._node.GetXAxisTitle() or "", self._node.GetYAxisTitle() or "")
         painter.drawText(QRectF(frame.left(), frame.bottom() + 16, frame.width(), 18), int(Qt.AlignHCenter), names[0])
         painter.drawText(QRectF(4, 4, frame.left() + 60, 18), int(Qt.AlignLeft), names[1])
-        for _, color, xs, ys in series:
+        for number, (name, color, xs, ys) in enumerate(series):
             painter.setPen(QPen(color, 2))
+            legend = QRectF(frame.left(), frame.top() + 6 + 16 * number, frame.width() - 8, 16)
+            painter.drawText(legend, int(Qt.AlignRight), name)
             points = [
                 QPointF(
                     frame.left() + (x - x_low) / x_span * frame.width(),
