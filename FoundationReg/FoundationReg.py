@@ -290,6 +290,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self._parameterNodeGuiTag = None
             self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            self._parameterNode = None
             self.panel.suspend()
 
     def onSceneStartClose(self, caller, event) -> None:

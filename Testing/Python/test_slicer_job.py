@@ -214,6 +214,24 @@ def test_masks_labels_and_landmarks_reach_the_register_and_follow(channel, pair)
     np.testing.assert_allclose(ras, (1 + SHIFT, 2, 3), atol=0.01)
 
 
+@pytest.mark.parametrize(("answer", "follows"), [(True, True), (False, False), (None, True)])
+def test_landmarks_follow_a_folded_deformation_only_when_allowed(channel, pair, answer, follows):
+    markups = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name) for name in ("a", "b")]
+    for node in markups:
+        node.AddControlPoint(vtk.vtkVector3d(1, 2, 3))
+    asked = []
+    request = RegistrationRequest(
+        *pair,
+        settings={"seed": fake_register.FOLDED, "smoothness": SHIFT},
+        fixed_points=markups[0],
+        moving_points=markups[1],
+    )
+    allow = None if answer is None else lambda percent: asked.append(percent) or answer
+    result = RegistrationJob(channel, request, allow_folded=allow).wait()
+    assert (markups[1].GetParentTransformNode() is result.transformNode) == follows
+    assert asked == ([] if answer is None else [0.4]) and len(result.warnings) == 1
+
+
 def test_the_results_of_one_run_are_complete(channel, pair):
     seen = []
     result = run(channel, pair, jacobian=True, on_event=lambda event: seen.append(event["event"]))

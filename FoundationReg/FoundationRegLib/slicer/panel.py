@@ -172,14 +172,14 @@ class Panel:
             self._setBusy(True)
             self.say(_("Sending the volumes..."))
             self._smoothness = node.smoothness
+            if not self._device:
+                self._askDevice()
             self._job = self._logic.start(request, self._onEvent, self._allowFolded)
         except FoundationRegError as error:
             self._setBusy(False)
             self._fail(error)
             return
         self.updateApply()
-        if not self._device:
-            self._askDevice()
 
     def cancel(self) -> None:
         """Stop what runs, at once."""
@@ -408,20 +408,23 @@ class Panel:
 
 
 def stage_title(stage: str) -> str:
-    """The name of a stage of the registration for people."""
+    """The name of a stage of the registration; what follows its first word (an encoder, a voxel size) stays."""
     titles = {
-        "prepare": _("Preparing"),
+        "load": _("Reading"),
         "align": _("Aligning"),
+        "start": _("Finding a start"),
+        "linear": _("Aligning"),
         "rigid": _("Rigid alignment"),
         "affine": _("Affine alignment"),
+        "prepare": _("Preparing"),
+        "deform": _("Deforming"),
         "encode": _("Encoding"),
-        "features": _("Encoding"),
         "search": _("Searching"),
         "refine": _("Refining"),
-        "metrics": _("Measuring"),
-        "result": _("Writing the result"),
+        "output": _("Making the outputs"),
     }
-    return titles.get(stage, stage.capitalize())
+    word, _space, rest = stage.partition(" ")
+    return " ".join(part for part in (titles.get(word, word.capitalize()), rest) if part)
 
 
 def time_left(seconds: float | None) -> str:

@@ -12,34 +12,51 @@ from ..grid import Grid
 
 FIXED_NAME, MOVING_NAME = "PhantomFixed", "PhantomMoving"
 # Grey values of air, skin, skull, cerebrospinal fluid, grey matter, white matter, deep nuclei and a lesion.
-FIXED_GREY = np.array([0, 330, 60, 90, 270, 400, 330, 180], np.float32)
-MOVING_GREY = np.array([0, 260, 40, 480, 330, 240, 290, 430], np.float32)
+FIXED_GREY = np.array([0, 350, 50, 110, 270, 420, 330, 190], np.float32)
+MOVING_GREY = np.array([0, 230, 40, 520, 330, 210, 270, 440], np.float32)
 
 
 def tissue(points: np.ndarray) -> np.ndarray:
     """Tissue class (...) of LPS ``points`` (..., 3) in mm, an index into the grey values."""
-    x, y, z = np.moveaxis(points, -1, 0)
+    x, y, z = np.moveaxis(points.astype(np.float32), -1, 0)
 
     def ellipsoid(center, radii):
         return np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip((x, y, z), center, radii, strict=True)))
 
-    folds = 0.035 * np.sin(x / 4.3) * np.sin(y / 5.1 + 1) * np.sin(z / 4.7) + 0.02 * np.sin((x + z) / 3.1 + y / 6.0)
-    head = ellipsoid((0, 0, 0), (74, 92, 82))
-    brain = ellipsoid((0, 2, 4), (62, 79, 68))
-    cortex = brain + folds
-    classes = np.zeros(head.shape, np.uint8)
+    classes = np.zeros(x.shape, np.uint8)
+    head = ellipsoid((0, 2, -2), (75, 95, 88))
+    skull = ellipsoid((0, 3, 4), (69, 87, 77))
     classes[head < 1] = 1
-    classes[head < 0.95] = 2
-    classes[brain < 1.03] = 3
-    classes[cortex < 0.99] = 4
-    classes[cortex + folds < 0.84] = 5
-    classes[(np.abs(x) < 1.6 + 0.8 * np.sin(y / 9)) & (brain < 1) & (z > 12)] = 3
+    classes[skull < 1] = 2
+    inner = ellipsoid((0, 3, 5), (64, 82, 71))
+    classes[inner < 1] = 3
+    # Depth below the surface of the brain in mm; sulci are narrow valleys where a wavy function is near zero.
+    wave = (
+        np.sin(x / 7 + 1.3 * np.sin(y / 9))
+        + np.sin(y / 8 + 1.2 * np.sin(z / 7 + 1))
+        + np.sin(z / 7.5 + 1.4 * np.sin(x / 8 + 2))
+    )
+    depth = (1 - ellipsoid((0, 3, 6), (62, 80, 68))) * 68
+    sulcus = np.maximum(0, 1 - np.abs(wave) * 1.7)
+    fissure = np.maximum(0, 1 - np.abs(x + 1.5 * np.sin(y / 14)) / 3.0) * np.clip((z - 2) / 12, 0, 1)
+    cortex = depth - 19 * sulcus * np.clip(1.5 - depth / 20, 0, 1) - 40 * fissure * np.clip(1.6 - depth / 40, 0, 1)
+    cerebrum = z > -24 + 0.25 * y
+    classes[(inner < 1) & (z < -26 + 0.25 * y)] = 2
+    classes[(inner < 1) & (z < -30 + 0.25 * y)] = 1
+    classes[(cortex > 0) & cerebrum] = 4
+    classes[(cortex > 6) & cerebrum] = 5
+    folia = ellipsoid((0, 45, -34), (44, 26, 22)) + 0.06 * np.sin(z / 1.6 + y / 6)
+    classes[(folia < 1.08) & ~cerebrum] = 3
+    classes[(folia < 1) & ~cerebrum] = 4
+    classes[(folia < 0.72) & ~cerebrum] = 5
+    classes[ellipsoid((0, 20, -38), (13, 13, 40)) < 1] = 5
     for side in (-1, 1):
-        classes[ellipsoid((side * 11, 2, 12), (5.5, 27, 8)) < 1] = 3
-        classes[ellipsoid((side * 13, -22 + 8, 2), (6, 10, 7)) < 1] = 6
-        classes[ellipsoid((side * 10, 12, -2), (8, 12, 8)) < 1] = 6
-        classes[ellipsoid((side * 32, -78, -18), (13, 13, 12)) < 1] = 3
-    classes[ellipsoid((26, 30, 22), (9, 8, 9)) < 1] = 7
+        horn = ellipsoid((side * (9 + 0.12 * np.abs(y - 5)), 4, 16 - 0.004 * (y - 5) ** 2), (5.5, 34, 8))
+        classes[horn < 1] = 3
+        classes[ellipsoid((side * 12, 14, 4), (8, 12, 8)) < 1] = 6
+        classes[ellipsoid((side * 23, -4, 3), (6, 16, 11)) < 1] = 6
+        classes[ellipsoid((side * 33, -76, -20), (13, 13, 13)) < 1] = 3
+    classes[ellipsoid((28, 34, 30), (10, 9, 11)) < 1] = 7
     return classes
 
 
@@ -60,13 +77,13 @@ def true_displacement(points: np.ndarray) -> np.ndarray:
 
 
 def fixed_grid() -> Grid:
-    return _centered((80, 100, 84), (2.2, 2.0, 2.0), np.eye(3))
+    return _centered((88, 104, 84), (2.2, 2.0, 2.0), np.eye(3))
 
 
 def moving_grid() -> Grid:
     tilt = np.radians(12.0)
     axes = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
-    return _centered((68, 104, 90), (2.8, 2.0, 2.0), axes)
+    return _centered((74, 108, 90), (2.8, 2.0, 2.0), axes)
 
 
 def make_pair() -> dict[str, tuple[np.ndarray, Grid]]:

@@ -1,0 +1,242 @@
+"""The review section: what the slice views really show, pixel by pixel, on nodes with a known result."""
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+from module_fixtures import bench, fake_channel, loaded, panel  # noqa: E402, F401
+from test_module import click, prepare, run  # noqa: E402
+from test_slicer_nodes import add_linear, add_volume, affine, bump_on, smooth  # noqa: E402
+
+
+@pytest.fixture
+def reviewed(panel, bench):  # noqa: F811
+    """The panel with a result, the review section open, and the views fitted."""
+    prepare(panel, bench)
+    run(panel, bench)
+    bench.process_events()
+    return panel
+
+
+def picture(bench, view="Red"):  # noqa: F811
+    """What a slice view shows, without its annotations at the border."""
+    image = np.asarray(bench.view_image(view)).astype(int)[..., :3]
+    rows, columns = image.shape[:2]
+    return image[rows // 5 : -rows // 5, columns // 5 : -columns // 5]
+
+
+def differing(first, second):
+    """Share of pixels that differ visibly."""
+    return float((np.abs(first - second).max(axis=-1) > 12).mean())
+
+
+def choose(combo, value, bench):  # noqa: F811
+    texts = [combo.itemText(n) for n in range(combo.count)]
+    combo.currentIndex = next(n for n, text in enumerate(texts) if text.lower().startswith(value))
+    bench.process_events()
+
+
+def test_fading_goes_from_the_fixed_to_the_moving_side(reviewed, bench):  # noqa: F811
+    reviewed.ui.fadeSlider.value = 0.0
+    fixed = picture(bench)
+    reviewed.ui.fadeSlider.value = 1.0
+    moving = picture(bench)
+    reviewed.ui.fadeSlider.value = 0.5
+    middle = picture(bench)
+    assert differing(fixed, moving) > 0.3
+    np.testing.assert_allclose(middle, (fixed + moving) / 2, atol=6)
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        assert composite.GetLinkedControl()
+
+
+def test_flicker_exchanges_the_sides_by_itself(reviewed, bench):  # noqa: F811
+    reviewed.ui.flickerSlider.value = 10
+    choose(reviewed.ui.reviewModeComboBox, "flicker", bench)
+    composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    seen = set()
+    bench.wait_until(lambda: seen.add(composite.GetForegroundOpacity()) or len(seen) == 2, 10)
+    assert seen == {0.0, 1.0}
+    reviewed.exit()
+    assert not reviewed.panel.review._timer.active
+    reviewed.enter()
+
+
+def test_checkerboard_shows_both_sides_in_turn(reviewed, bench):  # noqa: F811
+    ui = reviewed.ui
+    ui.fadeSlider.value = 0.0
+    fixed = picture(bench)
+    ui.fadeSlider.value = 1.0
+    moving = picture(bench)
+    ui.checkSizeSlider.value = 8
+    choose(ui.reviewModeComboBox, "checkerboard", bench)
+    board = picture(bench)
+    apart = np.abs(fixed - moving).max(axis=-1) > 40
+    like_fixed = np.abs(board - fixed).max(axis=-1) < 20
+    like_moving = np.abs(board - moving).max(axis=-1) < 20
+    assert (like_fixed & apart).sum() > 0.25 * apart.sum() and (like_moving & apart).sum() > 0.25 * apart.sum()
+    assert (like_fixed | like_moving)[apart].mean() > 0.8
+    ui.checkSizeSlider.value = 20
+    assert differing(board, picture(bench)) > 0.1
+
+
+def test_difference_is_dark_where_both_sides_agree(panel, bench):  # noqa: F811
+    pair = prepare(panel, bench)
+    # The moving volume is the fixed one, shifted by what the register answers (3 mm along LPS x).
+    array = slicer.util.arrayFromVolume(pair[0]).copy()
+    same = add_volume(array, "anisotropic oblique", "same")
+    shift = np.eye(4)
+    shift[0, 3] = -3.0  # RAS: x of LPS, turned around
+    from FoundationRegLib.slicer import nodes
+
+    matrix = shift @ nodes.ijk_to_ras(nodes.volume_grid(same))
+    same.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    panel.ui.movingSelector.setCurrentNode(same)
+    run(panel, bench)
+    for volume in (pair[0], same):
+        volume.GetDisplayNode().SetAutoWindowLevel(False)
+        volume.GetDisplayNode().SetWindowLevel(float(np.ptp(array)), float(array.mean()))
+    choose(panel.ui.reviewModeComboBox, "difference", bench)
+    after = picture(bench)
+    click(bench, panel.ui.beforeButton)
+    before = picture(bench)
+    assert after.max(axis=-1).mean() < 12 < before.max(axis=-1).mean()
+    click(bench, panel.ui.beforeButton)
+    assert differing(after, picture(bench)) < 0.01
+
+
+def test_before_and_after_move_everything_under_the_transform(reviewed, bench):  # noqa: F811
+    transform = reviewed.ui.outputTransformSelector.currentNode()
+    moving = reviewed.ui.movingSelector.currentNode()
+    model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", "surface")
+    model.SetAndObserveTransformNodeID(transform.GetID())
+    click(bench, reviewed.ui.beforeButton)
+    assert moving.GetParentTransformNode() is None and model.GetParentTransformNode() is None
+    assert "before" in reviewed.ui.beforeButton.text
+    slicer.mrmlScene.StartState(slicer.vtkMRMLScene.SaveState)  # what is saved is the registered state
+    slicer.mrmlScene.EndState(slicer.vtkMRMLScene.SaveState)
+    assert moving.GetParentTransformNode() is transform and model.GetParentTransformNode() is transform
+    click(bench, reviewed.ui.beforeButton)
+    reviewed.exit()
+    assert moving.GetParentTransformNode() is transform
+    reviewed.enter()
+
+
+def test_before_goes_back_to_the_initial_transform(panel, bench):  # noqa: F811
+    _, moving = prepare(panel, bench)
+    parent = add_linear(affine())
+    moving.SetAndObserveTransformNodeID(parent.GetID())
+    run(panel, bench)
+    click(bench, panel.ui.beforeButton)
+    assert moving.GetParentTransformNode() is parent
+    click(bench, panel.ui.beforeButton)
+    assert moving.GetParentTransformNode() is panel.ui.outputTransformSelector.currentNode()
+
+
+@pytest.mark.parametrize("how", ["grid", "arrows", "contours"])
+def test_the_deformation_is_drawn_and_goes_away(reviewed, bench, how):  # noqa: F811
+    from FoundationRegLib.slicer import nodes, results
+
+    fixed, moving = (getattr(reviewed.ui, name).currentNode() for name in ("fixedSelector", "movingSelector"))
+    grid = nodes.volume_grid(fixed).with_spacing(3.0)
+    transform = reviewed.ui.outputTransformSelector.currentNode()
+    results.set_transform(transform, bump_on(grid, 5.0), grid, fixed, moving)
+    ui = reviewed.ui
+    ui.fadeSlider.value = 0.0
+    ui.deformationSpacingSlider.value = 2 if how == "contours" else 6
+    without = picture(bench)
+    choose(ui.deformationComboBox, how, bench)
+    drawn = picture(bench)
+    assert differing(without, drawn) > 0.01
+    if how == "grid":
+        ui.deformationSpacingSlider.value = 12
+        assert differing(drawn, picture(bench)) > 0.01
+    click(bench, ui.deformationSlicesCheckBox)
+    assert differing(without, picture(bench)) < 0.002
+    click(bench, ui.deformationSlicesCheckBox)
+    assert differing(without, picture(bench)) > 0.01
+    choose(ui.deformationComboBox, "hidden", bench)
+    assert differing(without, picture(bench)) < 0.002
+
+
+def test_the_deformation_appears_in_3d(reviewed, bench):  # noqa: F811
+    ui = reviewed.ui
+    without = np.asarray(bench.view_image("1")).astype(int)[..., :3]
+    choose(ui.deformationComboBox, "grid", bench)
+    click(bench, ui.deformation3DCheckBox)
+    slicer.util.resetThreeDViews()
+    drawn = np.asarray(bench.view_image("1")).astype(int)[..., :3]
+    assert differing(without, drawn) > 0.005
+
+
+def test_the_jacobian_is_laid_over(reviewed, bench):  # noqa: F811
+    from FoundationRegLib.slicer import nodes, results
+
+    fixed, moving = (getattr(reviewed.ui, name).currentNode() for name in ("fixedSelector", "movingSelector"))
+    grid = nodes.volume_grid(fixed).with_spacing(3.0)
+    transform = reviewed.ui.outputTransformSelector.currentNode()
+    results.set_transform(transform, bump_on(grid, 9.0), grid, fixed, moving)
+    choose(reviewed.ui.reviewModeComboBox, "jacobian", bench)
+    reviewed.ui.fadeSlider.value = 1.0
+    shown = picture(bench)
+    # Growth is orange and shrinkage blue: there is color now, and none on a grey image.
+    assert (np.ptp(shown, axis=-1) > 40).mean() > 0.05
+    assert transform.GetNodeReference("FoundationReg.jacobian") is not None
+
+
+def test_features_are_shown_in_color(reviewed, bench):  # noqa: F811
+    ui = reviewed.ui
+    assert ui.compareComboBox.count == 2 and "mind" in ui.compareComboBox.itemText(1)
+    ui.fadeSlider.value = 0.0
+    grey = picture(bench)
+    assert (np.ptp(grey, axis=-1) > 40).mean() < 0.01
+    ui.compareComboBox.currentIndex = 1
+    bench.process_events()
+    assert (np.ptp(picture(bench), axis=-1) > 40).mean() > 0.3
+    choose(ui.reviewModeComboBox, "checkerboard", bench)
+    assert (np.ptp(picture(bench), axis=-1) > 40).mean() > 0.3
+
+
+def test_metrics_and_loss_open_in_views(reviewed, bench):  # noqa: F811
+    before = slicer.app.layoutManager().layout
+    click(bench, reviewed.ui.showTableButton)
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    table = slicer.mrmlScene.GetNodeByID(selection.GetActiveTableID())
+    assert table.GetTable().GetColumnName(0) == "Metric" and table.GetNumberOfRows() == 2
+    click(bench, reviewed.ui.showPlotButton)
+    assert slicer.mrmlScene.GetNodeByID(selection.GetActivePlotChartID()).GetNumberOfPlotSeriesNodes() == 2
+    slicer.app.layoutManager().setLayout(before)
+
+
+def test_a_folded_deformation_is_warned_of_before_landmarks_follow(panel, bench):  # noqa: F811
+    from fake_register import FOLDED
+
+    fixed, moving = prepare(panel, bench, FOLDED)
+    points = {}
+    for volume in (fixed, moving):
+        points[volume] = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", volume.GetName())
+        points[volume].AddControlPoint(1, 2, 3)
+    panel.ui.fixedLandmarksSelector.setCurrentNode(points[fixed])
+    panel.ui.movingLandmarksSelector.setCurrentNode(points[moving])
+    with bench.dialogs.answering("No") as seen:
+        run(panel, bench)
+    assert "folds in 0.4 %" in seen[0]
+    transform = panel.ui.outputTransformSelector.currentNode()
+    assert moving.GetParentTransformNode() is transform and points[moving].GetParentTransformNode() is None
+    assert "did not follow" in panel.ui.statusLabel.text
+    assert "folds in 0.4 %" in panel.ui.qualityLabel.text and "landmarks" in panel.ui.qualityLabel.text
+
+
+def test_a_removed_result_leaves_the_review(reviewed, bench):  # noqa: F811
+    slicer.mrmlScene.RemoveNode(reviewed.ui.outputTransformSelector.currentNode())
+    bench.process_events()
+    reviewed.panel.update()
+    assert reviewed.panel.review.review is None and not reviewed.ui.reviewModeComboBox.enabled
+
+
+def test_volumes_of_other_types_are_compared_too(panel, bench):  # noqa: F811
+    prepare(panel, bench)
+    panel.ui.movingSelector.setCurrentNode(add_volume(smooth((20, 22, 24), 3, np.uint8), name="bytes"))
+    run(panel, bench)
+    for mode in ("checkerboard", "difference", "fade"):
+        choose(panel.ui.reviewModeComboBox, mode, bench)
+        assert picture(bench).max() > 50
