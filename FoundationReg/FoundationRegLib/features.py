@@ -210,11 +210,12 @@ class _SliceView:
         return FeatureRaster(values.movedim((0, 1, 2), self.axes), tuple(positions), self.grid)
 
     def slices_at_once(self, encoder: SliceEncoder, memory_gb: float, device: torch.device) -> int:
-        """How many slices fit into the memory; each encoder says how many bytes it takes per pixel."""
+        """How many slices fit into the memory; each encoder says how many bytes it takes per pixel. More than 16 at a
+        time only take memory."""
         if memory_gb <= 0:
             memory_gb = torch.cuda.mem_get_info(device)[0] * 0.6e-9 if device.type == "cuda" else 2.0
         each = self.shape[0] * self.shape[1] * getattr(encoder, "bytes_per_pixel", 3000)
-        return max(1, min(64, int(memory_gb * 1e9 / each)))
+        return max(1, min(16, int(memory_gb * 1e9 / each)))
 
 
 def plane_axes(grid: Grid, plane: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -396,8 +397,8 @@ class SharedPCA:
                 block = block - shift.to(block.device)
                 weighted = block * weight[:, None]
                 total += float(weight.sum(dtype=torch.float32))
-                mean += weighted.sum(0).double().cpu()
-                scatter += (block.T @ weighted).double().cpu()
+                mean += weighted.sum(0).cpu().double()
+                scatter += (block.T @ weighted).cpu().double()
         if mean is None:
             raise InputError("No feature lies inside the foreground masks.")
         mean /= total
@@ -411,7 +412,7 @@ class SharedPCA:
         scale = (kept / floor).clamp(min=1e-6).pow(-whiten / 2)
         scale = scale / ((kept * scale**2).mean().clamp(min=1e-30)).sqrt()
         return cls(
-            mean=(mean + shift.double().cpu()).float(),
+            mean=(mean + shift.cpu().double()).float(),
             basis=(basis * signs * scale).float(),
             explained=(kept / variances.sum().clamp(min=1e-30)).numpy(),
         )

@@ -31,8 +31,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attn_indexes": (5, 11, 17, 23)},
     "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
 }
-# The bias of one attention call stays below this many numbers.
-_BIAS_VALUES = 1 << 26
+# The bias of one attention call stays below this many numbers, on the CPU and on others.
+_BIAS_VALUES = (1 << 26, 1 << 28)
 
 
 def segment_anything_layers() -> ModuleType:
@@ -104,7 +104,8 @@ def attend(attn: nn.Module, x: Tensor) -> Tensor:
     raster = q.reshape(batch, heads, height, width, -1)
     vertical = torch.einsum("bnhwc,hkc->bnhwk", raster, relative_positions(attn.rel_pos_h, height, longer).to(q.dtype))
     horizontal = torch.einsum("bnhwc,wkc->bnhwk", raster, relative_positions(attn.rel_pos_w, width, longer).to(q.dtype))
-    rows = max(1, _BIAS_VALUES // (batch * heads * width * height * width))
+    limit = _BIAS_VALUES[x.device.type != "cpu"]
+    rows = max(1, limit // (batch * heads * width * height * width))
     parts = []
     for queries in range(0, height, rows):
         part = slice(queries, min(queries + rows, height))
