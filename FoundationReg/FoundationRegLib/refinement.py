@@ -147,8 +147,8 @@ def _sample_slab(volume: Tensor, shift: Tensor, first: int, last: int) -> Tensor
             torch.arange(first, last, device=volume.device) if axis == 0 else torch.arange(size, device=volume.device)
         )
         steps = steps.float().reshape([-1 if n == axis else 1 for n in range(3)])
-        torch.add(shift[axis, first:last], steps, out=grid[..., 2 - axis])
-        grid[..., 2 - axis].mul_(2 / max(size - 1, 1)).sub_(1)
+        # Adam differentiates through this: no out=.
+        grid[..., 2 - axis] = (shift[axis, first:last] + steps).mul_(2 / max(size - 1, 1)).sub_(1)
     values = F.grid_sample(
         volume[None].expand(parts, -1, -1, -1, -1),
         grid.reshape(parts, count // parts, height, width, 3),
