@@ -1,0 +1,304 @@
+"""The refinement: its equations against autograd and SciPy, and known deformations recovered."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import smooth_noise
+from FoundationRegLib import refinement
+from FoundationRegLib.deformation import exponential, folded_percent, jacobian_determinant, resize
+from FoundationRegLib.errors import Cancelled
+from FoundationRegLib.refinement import FeaturePair, Regulariser
+from scipy import ndimage
+from scipy.sparse import bmat, diags, identity, kron
+from scipy.sparse.linalg import spsolve
+
+SHAPE = (24, 28, 26)
+NODES = tuple(n // 2 for n in SHAPE)
+SPACING = 2.0
+SMALL = (16, 18, 14)
+INNER = np.s_[..., 4:-4, 4:-4, 4:-4]
+
+
+def smooth_field(amplitude, seed=0, shape=SHAPE, sigma=5):
+    noise = np.stack([smooth_noise(shape, sigma, seed + n) for n in range(3)])
+    noise -= noise.mean(axis=(1, 2, 3), keepdims=True)
+    return (amplitude * noise / np.abs(noise).max()).astype(np.float32)
+
+
+def texture(channels=4, sigma=2, seed=20, shape=SHAPE):
+    return np.stack([smooth_noise(shape, sigma, seed + n) for n in range(channels)]).astype(np.float32)
+
+
+def seen_through(moving, voxels):
+    """Channels of ``moving`` at x + ``voxels``, by SciPy's cubic splines."""
+    places = np.indices(voxels.shape[1:]) + voxels
+    return np.stack([ndimage.map_coordinates(c, places, order=3, mode="nearest") for c in moving]).astype(np.float32)
+
+
+def warped_pair(voxels, **options):
+    moving = texture(shape=voxels.shape[1:], **options)
+    return FeaturePair(torch.from_numpy(seen_through(moving, voxels)), torch.from_numpy(moving))
+
+
+def refined(pair, start=None, weight=None, **options):
+    shape = pair.fixed.shape[1:]
+    start = torch.zeros(3, *(n // 2 for n in shape)) if start is None else start
+    options = {
+        "nodes": tuple(n // 2 for n in shape), "regulariser": Regulariser(0.02, 0.02), "iterations": 12
+    } | options  # fmt: skip
+    weight = torch.ones(shape) if weight is None else weight
+    return refinement.gauss_newton([pair], start, SPACING, weight, **options)
+
+
+@pytest.mark.parametrize("diffeomorphic", [False, True])
+def test_smooth_warp_is_recovered_to_a_tenth_of_a_voxel(diffeomorphic):
+    truth = smooth_field(1.8)
+    field_mm, losses = refined(warped_pair(truth), diffeomorphic=diffeomorphic)
+    if diffeomorphic:
+        field_mm = exponential(field_mm, (SPACING * 2,) * 3)
+    voxels = resize(field_mm, SHAPE).numpy() / SPACING
+    error = np.linalg.norm(voxels - truth, axis=0)[INNER]
+    assert np.linalg.norm(truth, axis=0)[INNER].mean() > 0.5, "the case must be worth solving"
+    assert error.mean() < 0.1 and np.percentile(error, 95) < 0.25
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_start_is_refined_and_not_thrown_away():
+    """A shift of four voxels is out of reach of a start at zero in few steps, but not of one that is nearly right."""
+    truth = np.zeros((3, *SHAPE), np.float32)
+    truth[1] = 4.0
+    start = torch.zeros(3, 6, 7, 5)
+    start[1] = 3.6 * SPACING
+    field_mm, _ = refined(warped_pair(truth), start, iterations=4)
+    # Near the far end of y the fixed image shows what lies outside of the moving one.
+    error = (resize(field_mm, SHAPE).numpy() / SPACING - truth)[:, 4:-4, 4:-10, 4:-4]
+    assert np.abs(error).max() < 0.1
+
+
+def linear_pair(channels=5):
+    """Features that are linear in space, so that the energy is quadratic, with another residual in each channel."""
+    generator = torch.Generator().manual_seed(3)
+    slopes = torch.randn(channels, 3, generator=generator)
+    steps = torch.from_numpy(np.indices(SHAPE).astype(np.float32))
+    moving = torch.einsum("cn,ndhw->cdhw", slopes, steps)
+    return FeaturePair(moving + torch.randn(channels, 1, 1, 1, generator=generator), moving)
+
+
+def sampled(volume, voxels):
+    """``volume`` at x + ``voxels`` by grid_sample called directly."""
+    places = torch.from_numpy(np.indices(SHAPE).astype(np.float32)) + voxels
+    scaled = [2 * places[n] / (SHAPE[n] - 1) - 1 for n in (2, 1, 0)]
+    return F.grid_sample(volume[None], torch.stack(scaled, -1)[None], padding_mode="border", align_corners=True)[0]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_pull_and_curvature_are_the_derivatives_of_the_energy(every):
+    """A node's energy: half the weighted mean over its voxels of |fixed - moving(x + u)|^2 per channel and noise."""
+    pair = linear_pair()
+    weight = torch.rand(SHAPE, generator=torch.Generator().manual_seed(1))
+    nodes = tuple(n // every for n in SHAPE)
+    at = torch.full((3, *nodes), 0.2, requires_grad=True)
+
+    def squared(displacement):
+        voxels = displacement * every
+        for axis in (1, 2, 3):
+            voxels = voxels.repeat_interleave(every, axis)
+        return (pair.fixed - sampled(pair.moving, voxels)).square().sum(0) * weight
+
+    with torch.no_grad():
+        noise = squared(at).sum() / weight.sum() / len(pair.fixed)
+    energy = 0.5 * (squared(at) / (len(pair.fixed) * noise)).sum() / every**3
+    (gradient,) = torch.autograd.grad(energy, at, create_graph=True)
+    curvature, pull, loss = refinement._linearised(
+        [pair], (at.detach() * every).repeat_interleave(every, 1).repeat_interleave(every, 2)
+        .repeat_interleave(every, 3), weight, every,
+    )  # fmt: skip
+    assert loss == pytest.approx(float(noise), rel=1e-4)
+    torch.testing.assert_close(pull[INNER], -gradient.detach()[INNER], rtol=2e-3, atol=2e-3)
+    number = 0
+    for a in range(3):
+        # Nodes do not share voxels: the sum's derivative is that of each node by itself.
+        (row,) = torch.autograd.grad(gradient[a].sum(), at, retain_graph=True)
+        for b in range(a, 3):
+            torch.testing.assert_close(curvature[number][INNER], row[b][INNER], rtol=2e-3, atol=2e-3)
+            number += 1
+
+
+def test_slabs_do_not_change_the_equations(monkeypatch):
+    pair, weight = warped_pair(smooth_field(1.0)), torch.rand(SHAPE)
+    shift = torch.from_numpy(smooth_field(0.7, seed=9))
+    whole = refinement._linearised([pair], shift, weight, 2)
+    monkeypatch.setattr(refinement, "_SLAB_VALUES", 1)
+    slabs = refinement._linearised([pair], shift, weight, 2)
+    for a, b in zip(whole, slabs, strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-4, atol=1e-5)
+
+
+def test_sample_agrees_with_scipy_however_many_threads():
+    moving, shift = texture(), smooth_field(3.0)
+    places = np.indices(SHAPE) + shift
+    expected = np.stack([ndimage.map_coordinates(c, places, order=1, mode="nearest") for c in moving])
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found = refinement.sample(torch.from_numpy(moving), torch.from_numpy(shift))
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_negative_laplacian_agrees_with_scipy():
+    u = np.random.default_rng(0).normal(size=(3, 7, 9, 8)).astype(np.float32)
+    expected = -np.stack([ndimage.laplace(component, mode="nearest") for component in u])
+    np.testing.assert_allclose(refinement.negative_laplacian(torch.from_numpy(u)).numpy(), expected, atol=1e-5)
+
+
+def test_regulariser_is_the_gradient_of_its_price():
+    regulariser = Regulariser(diffusion=0.7, bending=0.4)
+    u = torch.randn(3, 6, 7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    price = 0.7 * sum(u.diff(dim=axis).square().sum() for axis in (1, 2, 3))
+    price = price + 0.4 * refinement.negative_laplacian(u).square().sum()
+    (expected,) = torch.autograd.grad(0.5 * price, u)
+    torch.testing.assert_close(regulariser.gradient(u.detach()), expected, rtol=1e-4, atol=1e-4)
+    doubled = regulariser.scaled(2).gradient(u.detach())
+    torch.testing.assert_close(doubled, 2 * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_diagonal_is_what_an_impulse_sees_of_itself():
+    impulse = torch.zeros(3, 7, 7, 7)
+    impulse[1, 3, 3, 3] = 1
+    regulariser = Regulariser(diffusion=0.7, bending=0.4)
+    assert regulariser.diagonal() == pytest.approx(float(regulariser.gradient(impulse)[1, 3, 3, 3]), rel=1e-6)
+
+
+def sparse_laplacian(shape):
+    """Minus the Laplacian with closed borders as a SciPy matrix, by Kronecker sums of one-dimensional ones."""
+    total = 0
+    for axis, count in enumerate(shape):
+        forward = diags([-np.ones(count - 1), np.ones(count - 1)], [0, 1], shape=(count - 1, count))
+        parts = [identity(n) for n in shape]
+        parts[axis] = forward.T @ forward
+        total = total + kron(kron(parts[0], parts[1]), parts[2])
+    return total
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(None, 0.02), (200, 1e-4)], ids=["as used", "converged"])
+def test_conjugate_gradients_agree_with_a_sparse_direct_solver(monkeypatch, steps, tolerance):
+    if steps:
+        monkeypatch.setattr(refinement, "_SOLVER_STEPS", steps)
+    shape, rng = (5, 6, 4), np.random.default_rng(2)
+    roots = rng.normal(size=(4, 3, *shape))
+    full = np.einsum("kadhw,kbdhw->abdhw", roots, roots)
+    curvature = np.stack([full[a, b] for a in range(3) for b in range(a, 3)]).astype(np.float32)
+    pull = rng.normal(size=(3, *shape)).astype(np.float32)
+    laplacian = sparse_laplacian(shape)
+    regulariser = 0.3 * laplacian + 1.0 * laplacian @ laplacian
+    blocks = [[diags(full[a, b].ravel()) + (regulariser if a == b else 0) for b in range(3)] for a in range(3)]
+    expected = spsolve(bmat(blocks).tocsc(), pull.ravel()).reshape(pull.shape)
+    found = refinement._solved(torch.from_numpy(curvature), torch.from_numpy(pull), Regulariser(0.3, 1.0)).numpy()
+    assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+
+
+def test_standardised_features_have_mean_zero_and_power_one_inside_of_the_mask():
+    rng = np.random.default_rng(0)
+    mask = torch.from_numpy(rng.random(SHAPE) < 0.4)
+    features = [torch.from_numpy((7 * rng.normal(size=(3, *SHAPE)) + shift).astype(np.float32)) for shift in (10, 14)]
+    fixed, moving = refinement.standardised(*features, mask)
+    both = torch.cat([fixed[:, mask], moving[:, mask]], 1)
+    torch.testing.assert_close(both.mean(1), torch.zeros(3), atol=1e-3, rtol=0)
+    assert float(both.square().mean()) == pytest.approx(1, rel=1e-3)
+    scaled = refinement.standardised(*(1000 * f + 5 for f in features), mask)
+    torch.testing.assert_close(scaled[0], fixed, atol=1e-3, rtol=1e-3)
+
+
+def violent_pair():
+    """Two textures that have nothing to do with each other: whatever fits one to the other tears."""
+    return FeaturePair(*(torch.from_numpy(texture(seed=seed, shape=SMALL)) for seed in (1, 50)))
+
+
+def test_diffeomorphic_result_never_folds_where_a_displacement_does():
+    regulariser, node_mm = Regulariser(0.03, 0.1), (2 * SPACING,) * 3
+    plain, _ = refined(violent_pair(), regulariser=regulariser)
+    velocity, _ = refined(violent_pair(), regulariser=regulariser, diffeomorphic=True)
+    assert folded_percent(plain, node_mm) > 5, "the case must be violent"
+    assert float(jacobian_determinant(exponential(velocity, node_mm), node_mm)[1:-1, 1:-1, 1:-1].min()) > 0
+
+
+def test_what_the_weight_leaves_out_cannot_pull():
+    truth = smooth_field(1.0)
+    pair = warped_pair(truth)
+    weight = torch.ones(SHAPE)
+    weight[8:16, 8:16, 8:16] = 0
+    spoiled = pair.fixed.clone()
+    # One voxel inside of the excluded part, since slopes look at neighbours.
+    spoiled[:, 9:15, 9:15, 9:15] = 50.0
+    clean, _ = refined(pair, weight=weight)
+    other, _ = refined(FeaturePair(spoiled, pair.moving), weight=weight)
+    torch.testing.assert_close(clean, other, atol=1e-4, rtol=1e-4)
+
+
+def test_moving_weight_counts_where_the_field_lands():
+    pair = warped_pair(smooth_field(1.0))
+    nowhere, _ = refined(pair, moving_weight=torch.zeros(SHAPE))
+    everywhere, _ = refined(pair, moving_weight=torch.ones(SHAPE))
+    assert float(nowhere.abs().max()) < 1e-3
+    torch.testing.assert_close(everywhere, refined(pair)[0])
+
+
+def test_guide_adds_its_own_pull():
+    flat = FeaturePair(torch.ones(1, *SHAPE), torch.ones(1, *SHAPE))
+    place = (5, 6, 7)
+
+    def spring(displacement):
+        curvature, pull = torch.zeros(6, *NODES), torch.zeros(3, *NODES)
+        for n, target in zip((0, 3, 5), (0.5, -1.0, 0.25), strict=True):
+            curvature[(n, *place)] = 100.0
+            axis = (0, 3, 5).index(n)
+            pull[(axis, *place)] = 100.0 * (target - displacement[(axis, *place)])
+        return curvature, pull
+
+    field, _ = refined(flat, guide=spring, iterations=20)
+    reached = field[(slice(None), *place)] / (2 * SPACING)
+    torch.testing.assert_close(reached, torch.tensor([0.5, -1.0, 0.25]), atol=0.05, rtol=0)
+
+
+def test_user_may_end_early_or_cancel():
+    seen = []
+
+    def each(iteration, field, loss):
+        seen.append((iteration, tuple(field.shape), loss))
+        return iteration == 1
+
+    _, losses = refined(warped_pair(smooth_field(1.8)), each=each)
+    assert len(losses) == 2 and [s[0] for s in seen] == [0, 1] and seen[0][1] == (3, *NODES)
+    assert [s[2] for s in seen] == losses
+
+    def stop(*_):
+        raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        refined(warped_pair(smooth_field(1.8)), each=stop)
+
+
+def test_iterations_end_when_nothing_moves():
+    _, losses = refined(warped_pair(np.zeros((3, *SHAPE), np.float32)))
+    assert len(losses) == 1
+
+
+def test_adam_lowers_the_loss_and_recovers_a_shift():
+    truth = np.zeros((3, *SMALL), np.float32)
+    truth[0], truth[2] = 0.8, -1.4
+    field_mm, losses = refinement.adam(
+        [warped_pair(truth)], torch.zeros(3, 8, 9, 7), SPACING, torch.ones(SMALL),
+        diffusion=0.05, iterations=40, rate=0.3, kernel=3, passes=2,
+    )  # fmt: skip
+    assert losses[-1] < 0.1 * losses[0]
+    error = (field_mm.numpy() / SPACING - truth)[INNER]
+    assert np.abs(error).mean() < 0.1
+
+
+def test_adam_smooths_without_pulling_the_border_to_zero():
+    constant = torch.full((3, *SHAPE), 2.5)
+    torch.testing.assert_close(refinement._smoothed(constant, kernel=7, passes=5), constant)
