@@ -99,3 +99,11 @@ def test_code_in_a_transformers_folder_is_never_run(tmp_path):
     with pytest.raises(WeightsError, match="cannot read the model"):
         load_encoder(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_is_called_like_an_encoder_does_not_replace_it(tmp_path, monkeypatch):
+    (tmp_path / "mind").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_encoder("mind").channels == 12
+    with pytest.raises(InputError, match="There is no encoder"):
+        load_encoder("no/such/model.pt")

@@ -12,7 +12,7 @@ from .. import weights
 from ..errors import InputError
 from ..progress import Progress
 from .base import SliceEncoder, VolumeEncoder
-from .catalogue import Entry, entry
+from .catalogue import Entry, catalogue, entry
 from .checkpoints import below, load_strictly, read_checkpoint
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -85,7 +85,7 @@ def load_encoder(
     Raises `InputError` for an unknown id or precision, `WeightsError` for absent or wrong weights.
     """
     target = torch.device(device)
-    if Path(id).exists() and (Path(id).is_dir() or Path(id).suffix):
+    if id not in catalogue() and Path(id).exists():
         from .own import load_own
 
         return load_own(Path(id), target, choose_precision(precision, target), layers, trusted)

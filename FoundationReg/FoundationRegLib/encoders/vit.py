@@ -88,12 +88,12 @@ class VisionTransformer(nn.Module):
     def _positions(self, height: int, width: int) -> Tensor:
         """The position table (1, tokens, width) for a raster of other size."""
         side = math.isqrt(self.pos_embed.shape[1] - 1)
-        table = self.pos_embed[:, 1:]
-        if (height, width) != (side, side):
-            table = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-            table = F.interpolate(table, (height, width), mode="bicubic", antialias=self.antialias)
-            table = table.flatten(2).transpose(1, 2)
-        return table
+        if (height, width) == (side, side):
+            return self.pos_embed[:, 1:]
+        # On the CPU, because not every device resizes like this.
+        table = self.pos_embed[:, 1:].detach().cpu().float().view(1, side, side, -1).permute(0, 3, 1, 2)
+        table = F.interpolate(table, (height, width), mode="bicubic", antialias=self.antialias)
+        return table.flatten(2).transpose(1, 2).to(self.pos_embed.device)
 
     def _rotation(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines (tokens, head width) of the rotary positions: patch centres in -1..1 along each axis."""
