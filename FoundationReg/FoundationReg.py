@@ -148,6 +148,7 @@ class ReviewMode(enum.Enum):
     CHECKERBOARD = "checkerboard"
     DIFFERENCE = "difference"
     JACOBIAN = "jacobian"
+    UNCERTAINTY = "uncertainty"
 
     def label(self) -> str:
         return {
@@ -156,6 +157,7 @@ class ReviewMode(enum.Enum):
             "checkerboard": _("Checkerboard"),
             "difference": _("Difference"),
             "jacobian": _("Jacobian (growth and shrinkage)"),
+            "uncertainty": _("Uncertainty (likely error)"),
         }[self.value]
 
 

@@ -89,6 +89,7 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         loss={"4 mm": [3.0, 2.0, 1.5], "2 mm": [1.4, 1.3]},
         features={"mind": rgb},
         feature_grid=grid,
+        uncertainty=sitk.Cast(fixed, sitk.sitkFloat32) * 0 + 4,
         warped_labels=None if labels is None else sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0),
     )  # fmt: skip
 

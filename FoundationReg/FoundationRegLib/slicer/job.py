@@ -25,6 +25,7 @@ from . import nodes, results
 from .preview import LivePreview
 from .process import WorkerProcess
 
+FOLDED_PERCENT = 0.05  # less than this is negligible, as `quality` says too
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
 
@@ -81,6 +82,7 @@ class RegistrationRequest:
 
     Without ``output_transform`` and ``output_volume`` a new transform node is made; ``create_transform`` and
     ``create_volume`` make new nodes beside given ones. Nodes are made only once there is a result.
+    ``exclude_fixed`` and ``exclude_moving`` mark what has no counterpart in the other volume, such as a lesion.
     ``carry``: nodes of the moving side that follow it, as ``moving_labels`` and ``moving_points`` do.
     """
 
@@ -95,6 +97,8 @@ class RegistrationRequest:
     initial_transform: Any = None
     fixed_mask: Any = None
     moving_mask: Any = None
+    exclude_fixed: Any = None
+    exclude_moving: Any = None
     fixed_labels: Any = None
     moving_labels: Any = None
     fixed_points: Any = None
@@ -255,10 +259,11 @@ class RegistrationJob:
         grids = {side: nodes.volume_grid(getattr(request, side)) for side in ("fixed", "moving")}
         payload = {side: write(side, nodes.volume_array(getattr(request, side)), grid) for side, grid in grids.items()}
         for side, grid in grids.items():
-            mask = getattr(request, f"{side}_mask")
-            if mask is not None:
-                array = nodes.mask_array(mask, getattr(request, side), f"{side} mask")
-                payload[f"{side}_mask"] = write(f"{side}_mask", array, grid)
+            for name in (f"{side}_mask", f"exclude_{side}"):
+                mask = getattr(request, name)
+                if mask is not None:
+                    array = nodes.mask_array(mask, getattr(request, side), name.replace("_", " "))
+                    payload[name] = write(name, array, grid)
         if request.fixed_labels is not None:
             pairs = [(request.fixed_labels, request.fixed), (request.moving_labels, request.moving)]
             arrays, self._names = nodes.label_arrays(pairs)
@@ -333,7 +338,7 @@ class RegistrationJob:
 
     def _take_result(self, event: dict) -> None:
         try:
-            arrays = {key: _load(event[key]) for key in ("transform", "warped") if event.get(key)}
+            arrays = {key: _load(event[key]) for key in ("transform", "warped", "uncertainty") if event.get(key)}
             features = {
                 encoder: {side: _load(value) for side, value in pair.items()}
                 for encoder, pair in event.get("features", {}).items()
@@ -390,6 +395,10 @@ class RegistrationJob:
             displacement, grid = arrays["transform"]
             determinant = results.jacobian_determinant(displacement, grid)
             results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
+        if "uncertainty" in arrays:
+            node = results.owned_node(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
+            node.SetHideFromEditors(True)
+            results.set_uncertainty(node, *arrays["uncertainty"], request.fixed.GetParentTransformNode())
         if not request.features:
             return
         owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(features))
@@ -399,6 +408,7 @@ class RegistrationJob:
                 role = f"features.{encoder}.{side}"
                 title = f"{encoder} features of {getattr(request, side).GetName()}"
                 node = results.owned_node(owner, role, "vtkMRMLVectorVolumeNode", title)
+                node.SetHideFromEditors(True)
                 results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
                 answer.featureNodes[encoder][side] = node
 
@@ -410,7 +420,7 @@ class RegistrationJob:
         followers = list(dict.fromkeys(n for n in chosen if n is not None and n.GetScene() is not None))
         # Points and surfaces need the inverse, which does not exist where the field folds.
         inverted = [node for node in followers if node.IsA("vtkMRMLMarkupsNode") or node.IsA("vtkMRMLModelNode")]
-        if folded > 0 and inverted:
+        if folded >= FOLDED_PERCENT and inverted:
             names = ", ".join(repr(node.GetName()) for node in inverted)
             if self._allow_folded is not None and not self._allow_folded(folded):
                 followers = [node for node in followers if node not in inverted]

@@ -28,7 +28,7 @@ class Panel:
         self._busy = False
         self._smoothness: float | None = None  # that the last run began with
         self._again = False
-        self._device = ""
+        self._device, self._stage = "", ""
         self._updating = False
         self.review = ReviewPanel(ui)
         self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
@@ -203,10 +203,12 @@ class Panel:
 
     def _showProgress(self, event: dict) -> None:
         self.ui.progressBar.value = round(1000 * event.get("fraction", 0))
+        if event.get("stage", "") != self._stage:
+            self._stage = event.get("stage", "")
+            self.log(stage_title(self._stage))
         parts = [stage_title(event.get("stage", "")), event.get("message", ""), time_left(event.get("seconds_left"))]
         self.say(" · ".join(part for part in parts if part))
-        if event.get("message"):
-            self.log("{stage}: {message}".format(**event))
+        self.log(event.get("message", ""))
 
     def _finished(self, event: dict) -> None:
         job, self._job = self._job, None

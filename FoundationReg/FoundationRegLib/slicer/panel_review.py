@@ -7,6 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import results
+from .job import FOLDED_PERCENT
 from .review import IMAGES, Deformation, Mode, Review, encoders_of, find_owner
 
 REVIEW_PARAMETERS = ("reviewMode", "fade", "checkSize")
@@ -172,7 +173,7 @@ class ReviewPanel:
             return
         sentence = self.review.owner.GetAttribute("FoundationReg.quality") or ""
         folded = float(self.review.owner.GetAttribute("FoundationReg.folded") or 0)
-        if folded > 0:
+        if folded >= FOLDED_PERCENT:
             warning = _(
                 "The deformation folds in {percent:.2g} % of the voxels. There, landmarks and models cannot follow "
                 "reliably: raise the smoothness or choose Diffeomorphic under Advanced."
@@ -186,7 +187,7 @@ class ReviewPanel:
         drawn = self._parameters is not None and self._parameters.deformation.value != Deformation.NONE.value
         transform = there and self.review.transform is not None
         ui.reviewModeComboBox.enabled = ui.compareComboBox.enabled = ui.beforeButton.enabled = there
-        ui.fadeSlider.enabled = there and mode in (Mode.FADE.value, Mode.JACOBIAN.value)
+        ui.fadeSlider.enabled = there and mode in (Mode.FADE.value, Mode.JACOBIAN.value, Mode.UNCERTAINTY.value)
         ui.flickerSlider.enabled = there and mode == Mode.FLICKER.value
         ui.checkSizeSlider.enabled = there and mode == Mode.CHECKERBOARD.value
         ui.deformationComboBox.enabled = transform

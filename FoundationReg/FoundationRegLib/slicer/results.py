@@ -216,6 +216,19 @@ def set_jacobian(node, determinant: np.ndarray, grid: Grid, parent=None) -> None
         display.SetWindowLevel(3.0, 1.0)
 
 
+def set_uncertainty(node, millimetres: np.ndarray, grid: Grid, parent=None) -> None:
+    """Put the likely error (z, y, x) in mm into a volume node: clear where it is small, red from 5 mm on."""
+    fill_volume(node, millimetres.astype(np.float32), grid, parent)
+    amount = np.linspace(0, 1, 256)[:, None]
+    rgba = np.hstack([np.ones_like(amount), 1 - amount**1.5, 0.25 * (1 - amount), 0.9 * amount**0.7])
+    colors = set_colors(node, "colors", "FoundationReg uncertainty colors", rgba)
+    display = node.GetDisplayNode()
+    with slicer.util.NodeModify(display):
+        display.SetAndObserveColorNodeID(colors.GetID())
+        display.SetAutoWindowLevel(False)
+        display.SetWindowLevel(5.0, 2.5)
+
+
 def set_table(node, columns: dict[str, list]) -> None:
     """Fill a table node; a column of numbers becomes a column of doubles, None a missing value."""
     with slicer.util.NodeModify(node):
@@ -242,6 +255,7 @@ def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
         columns[level] = column
         position += len(values)
     table = owned_node(owner, "lossTable", "vtkMRMLTableNode", f"{name} loss values")
+    table.SetHideFromEditors(True)
     set_table(table, columns)
     chart = owned_node(owner, "lossChart", "vtkMRMLPlotChartNode", f"{name} loss")
     old = [chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes())]

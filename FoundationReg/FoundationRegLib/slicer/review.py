@@ -18,6 +18,7 @@ class Mode(enum.Enum):
     CHECKERBOARD = "checkerboard"
     DIFFERENCE = "difference"
     JACOBIAN = "jacobian"
+    UNCERTAINTY = "uncertainty"
 
 
 class Deformation(enum.Enum):
@@ -94,6 +95,8 @@ class Review:
         fixed, moving = self._sides(compare)
         if mode == Mode.JACOBIAN and self.transform is not None:
             set_layers(self.fixed, self.jacobian_node(), fade)
+        elif mode == Mode.UNCERTAINTY and (node := self.owner.GetNodeReference(results.ROLE + "uncertainty")):
+            set_layers(self.fixed, node, fade)
         elif mode == Mode.CHECKERBOARD:
             set_layers(self._composed("checkerboard", compare, check_mm))
         elif mode == Mode.DIFFERENCE:
