@@ -88,7 +88,6 @@ def registerSampleData() -> None:
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="FoundationReg",
         sampleName="FoundationRegBrainPair",
-        thumbnailFileName=os.path.join(icons, "FoundationRegBrainPair.png"),
         uris=[base + value for value in hashes],
         fileNames=["RegLib_C01_1.nrrd", "RegLib_C01_2.nrrd"],
         nodeNames=["MRBrainTumor1", "MRBrainTumor2"],
