@@ -41,7 +41,8 @@ class Entry:
     """One encoder of the catalogue. ``weights`` is None where none are needed.
 
     ``pixels``: longer side of the input that suits the weights. ``stride``: pixels per token. ``pca``: components
-    that suit it. ``gated``: the owner wants to be asked before a download. ``options``: for the family's loader.
+    that suit it. ``gated``: the owner wants to be asked before a download. ``seconds_cpu``: about what one slice takes on
+    two cores; None is not known. ``options``: for the family's loader.
     """
 
     id: str
@@ -56,7 +57,6 @@ class Entry:
     gated: bool = False
     pca: int = 12
     suits: str = ""
-    seconds_gpu: float | None = None
     seconds_cpu: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
