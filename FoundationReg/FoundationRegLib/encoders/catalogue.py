@@ -41,7 +41,7 @@ class Entry:
     """One encoder of the catalogue. ``weights`` is None where none are needed.
 
     ``pixels``: longer side of the input that suits the weights. ``stride``: pixels per token. ``pca``: components
-    that suit it. ``gated``: the owner wants to be asked before a download. ``seconds_cpu``: about what one slice takes on
+    that suit it. ``gated``: the owner wants to be asked before a download. ``seconds_cpu``: about what a slice takes on
     two cores; None is not known. ``options``: for the family's loader.
     """
 
