@@ -52,9 +52,10 @@ class Pair:
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
 
     def key(self) -> str:
-        """Hash of everything that the features depend on."""
+        """Hash of everything that the features and the search depend on."""
         digest = hashlib.sha256(self.grid.affine.tobytes())
-        for array in (self.fixed, self.moving, self.fixed_body, self.moving_body, self.fixed_mask, self.moving_mask):
+        sides = (self.fixed, self.moving, self.fixed_body, self.moving_body, self.fixed_mask, self.moving_mask)
+        for array in (*sides, *(self.guides or ())):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 

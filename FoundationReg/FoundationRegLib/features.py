@@ -143,7 +143,7 @@ def _encode_volume(image: Tensor, grid: Grid, encoder: VolumeEncoder, cosine: bo
     try:
         values = encoder(volume)[0]
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"The memory of {device} is too small for the encoder {encoder.id} on a volume of {grid.shape} voxels; "
@@ -251,7 +251,7 @@ def _in_batches(jobs: list, work, size: int, progress: Progress) -> None:
             work(batch)
             done += len(batch)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             _release_memory()
             if size == 1:
@@ -275,7 +275,7 @@ def _in_threads(jobs: list, work, at_once: int, progress: Progress) -> None:
             progress.update(done / len(jobs))
             future.result()
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemory(
                 "The memory is too small for these slices; choose fewer encoder pixels, a smaller encoder or a lower "
                 "memory limit."
@@ -286,7 +286,7 @@ def _in_threads(jobs: list, work, at_once: int, progress: Progress) -> None:
         torch.set_num_threads(threads)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

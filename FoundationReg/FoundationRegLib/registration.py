@@ -13,11 +13,12 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from . import __version__, alignment, metrics
+from . import __version__, alignment, metrics, weights
 from .cache import Cache
 from .deformable import Deformation, Pair, deform, search_factor
+from .encoders import catalogue, entry
 from .errors import InputError, OutOfMemory
-from .features import FeatureRaster, place
+from .features import FeatureRaster, is_out_of_memory, place
 from .grid import Grid
 from .image import (
     compose_field,
@@ -115,6 +116,7 @@ def register(
     """
     settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
     device = choose_device(settings.device)
+    _check_encoders(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
@@ -125,7 +127,7 @@ def register(
                 moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
             )  # fmt: skip
         with progress.stage("align", 0.12):
-            key = ("linear", _content(inputs), str([settings.start, settings.rigid, settings.affine, settings.seed]))
+            key = ("linear", _content(inputs), _aligning(settings))
             linear, facts = cache.get(key, lambda: _aligned(inputs, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, linear) < _LEAST_OVERLAP:
             raise InputError(
@@ -138,8 +140,12 @@ def register(
         with progress.stage("deform", 0.65):
             found = deform(pair, settings, device, progress, cache, _previewer(linear, progress))
         with progress.stage("output", 0.15):
-            return _result(inputs, linear, facts, pair, found, settings, device, progress)
-    except (MemoryError, torch.OutOfMemoryError):
+            made = _result(inputs, linear, facts, pair, found, settings, device, progress)
+        made.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
+        return made
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemory(
             f"The memory of {device} is not enough; set a larger finest_spacing_mm or choose the preset fast."
         ) from None
@@ -178,6 +184,20 @@ def _content(inputs: Inputs) -> str:
             digest.update(value.tobytes())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def _check_encoders(settings: Settings) -> None:
+    """Raise for an unknown encoder, and for one whose weights are not here and cannot be fetched on the way."""
+    for name, _ in settings.encoders:
+        if name in catalogue() or not Path(name).exists():
+            weights.require(entry(name))
+
+
+def _aligning(settings: Settings) -> str:
+    """The settings that decide the linear stage."""
+    names = ("start", "rigid", "affine", "seed", "fixed_intensity", "moving_intensity", "fixed_window",
+             "moving_window")  # fmt: skip
+    return str([getattr(settings, name) for name in names])
 
 
 def _preparing(settings: Settings) -> str:
@@ -336,7 +356,6 @@ def _result(
         "weights_sha256": found.weights,
         "linear": facts.get("kept", "start"),
         "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
-        "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
         "warnings": warnings,
     }
     pictures, picture_grid = _feature_pictures(found.rasters, pair)

