@@ -1,7 +1,7 @@
 """A pair of volumes made on the spot, so that FoundationReg can be tried without network.
 
-A head-like phantom: the moving one has another contrast, lies turned on a coarser oblique grid, and is bent by a known
-smooth deformation of up to about 8 mm.
+A head-like phantom: the moving one has another contrast (as FLAIR against T1), lies turned on a coarser oblique grid,
+and is bent by a known smooth deformation of several millimetres.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..grid import Grid
 FIXED_NAME, MOVING_NAME = "PhantomFixed", "PhantomMoving"
 # Grey values of air, skin, skull, cerebrospinal fluid, grey matter, white matter, deep nuclei and a lesion.
 FIXED_GREY = np.array([0, 350, 50, 110, 270, 420, 330, 190], np.float32)
-MOVING_GREY = np.array([0, 230, 40, 520, 330, 210, 270, 440], np.float32)
+MOVING_GREY = np.array([0, 260, 40, 70, 400, 290, 350, 560], np.float32)
 
 
 def tissue(points: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def tissue(points: np.ndarray) -> np.ndarray:
     classes[(inner < 1) & (z < -30 + 0.25 * y)] = 1
     classes[(cortex > 0) & cerebrum] = 4
     classes[(cortex > 6) & cerebrum] = 5
-    folia = ellipsoid((0, 45, -34), (44, 26, 22)) + 0.06 * np.sin(z / 1.6 + y / 6)
+    folia = ellipsoid((0, 45, -34), (44, 26, 22)) + 0.06 * np.sin(z / 2.2 + y / 6)
     classes[(folia < 1.08) & ~cerebrum] = 3
     classes[(folia < 1) & ~cerebrum] = 4
     classes[(folia < 0.72) & ~cerebrum] = 5
@@ -77,13 +77,13 @@ def true_displacement(points: np.ndarray) -> np.ndarray:
 
 
 def fixed_grid() -> Grid:
-    return _centered((88, 104, 84), (2.2, 2.0, 2.0), np.eye(3))
+    return _centered((80, 90, 72), (2.4, 2.4, 2.4), np.eye(3))
 
 
 def moving_grid() -> Grid:
     tilt = np.radians(12.0)
     axes = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
-    return _centered((74, 108, 90), (2.8, 2.0, 2.0), axes)
+    return _centered((66, 92, 78), (3.0, 2.3, 2.3), axes)
 
 
 def make_pair() -> dict[str, tuple[np.ndarray, Grid]]:
