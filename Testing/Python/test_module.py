@@ -178,6 +178,15 @@ def test_presets_set_the_advanced_values_and_tell_of_changes(panel, bench):  # n
     assert "Changed" not in ui.presetLabel.text and ui.searchRangeSpinBox.value != 17
 
 
+def test_presets_and_encoders_of_another_version_are_replaced(panel, bench):  # noqa: F811
+    node = panel._parameterNode
+    panel.exit()
+    node.preset, node.encoder = "of the future", "of the past"
+    panel.enter()
+    assert panel._parameterNode.preset == "default" and panel._parameterNode.encoder == ""
+    assert panel.ui.encoderStateLabel.text
+
+
 def test_an_encoder_is_combined_with_mind_when_wanted(panel, bench):  # noqa: F811
     from FoundationRegLib.slicer import parameters
 

@@ -57,11 +57,11 @@ class Panel:
     def setParameters(self, node) -> None:
         """Follow another parameter node; None when the scene closes."""
         self._parameters = node
-        self._smoothness = None
         self._delay.stop()
-        if node is not None and not node.initialized:
-            parameters.apply_preset(node, node.preset)
-            node.initialized = True
+        if node is None:
+            self._smoothness = None
+        else:
+            parameters.repair(node)
         self.review.setParameters(node)
         self.models.setParameters(node)
         if node is not None:

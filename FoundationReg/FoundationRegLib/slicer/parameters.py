@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..settings import Settings
+from ..encoders.catalogue import catalogue
+from ..settings import Settings, preset_names
 from .job import RegistrationRequest
 
 # parameter of the node -> field of Settings
@@ -46,6 +47,17 @@ def apply_preset(parameters, name: str) -> None:
         setattr(parameters, parameter, kind(getattr(settings, field)))
     for plane in PLANES:
         setattr(parameters, plane, plane in settings.planes)
+
+
+def repair(parameters) -> None:
+    """Give a new parameter node the values of its preset, and replace what this version does not know any more."""
+    if parameters.preset not in preset_names():
+        parameters.preset, parameters.initialized = preset_names()[0], False
+    if parameters.encoder not in (OWN_ENCODERS, *catalogue()):
+        parameters.encoder = OWN_ENCODERS
+    if not parameters.initialized:
+        apply_preset(parameters, parameters.preset)
+        parameters.initialized = True
 
 
 def settings_of(parameters) -> Settings:
