@@ -183,6 +183,7 @@ def announce_downloads(console, settings: Settings) -> None:
 
 def timed(case: Case, settings: Settings, progress: Progress) -> tuple[registration.Registration, float]:
     """A registration of ``case`` and its seconds."""
+    progress.seconds.clear()  # so that the record tells of this registration alone
     began = time.monotonic()
     return registration.register(settings=settings, progress=progress, **vars(case)), time.monotonic() - began
 

@@ -26,6 +26,8 @@ from .resources import resource_path
 from .views import Plane
 
 GRID_LINE_MM = 8.0
+# The stages of `registration.register` that do not lie inside each other.
+STAGES = ("load", "align", "prepare", "encode", "search", "refine", "output")
 JACOBIAN_RANGE = (0.4, 1.0, 2.2)
 FOLD_COLOUR = (1.0, 0.1, 0.75)
 
@@ -213,10 +215,12 @@ def label_rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, float, flo
 
 
 def seconds_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stage, its seconds, and their share in percent of the longest stage's. Stages may lie inside each other."""
-    seconds = {name: float(s) for name, s in (record.get("seconds") or {}).items()}
-    longest = max(seconds.values(), default=0.0) or 1.0
-    return [{"stage": name, "seconds": f"{s:.1f}", "share": f"{100 * s / longest:.1f}"} for name, s in seconds.items()]
+    """Main stage, its seconds, and their share in percent of the longest one's."""
+    seconds = {name: float((record.get("seconds") or {}).get(name, 0.0)) for name in STAGES}
+    longest = max(seconds.values()) or 1.0
+    return [
+        {"stage": name, "seconds": f"{s:.1f}", "share": f"{100 * s / longest:.1f}"} for name, s in seconds.items() if s
+    ]
 
 
 def image_facts(image: sitk.Image) -> str:
