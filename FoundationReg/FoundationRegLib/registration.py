@@ -40,6 +40,8 @@ __all__ = ["Cache", "Registration", "register"]
 
 _MARGIN_MM = 8.0
 _LEAST_OVERLAP = 0.02
+# MIND looks so many voxels around itself: next to a lesion it tells of the lesion.
+_DESCRIPTOR_REACH = 3
 
 
 @dataclass
@@ -256,8 +258,8 @@ def _prepared(inputs: Inputs, linear: sitk.Transform, settings: Settings, by_lab
         chosen, excluded = (on_grid(getattr(inputs, name), side) for name in (f"{side}_mask", f"exclude_{side}"))
         if chosen is not None:
             mask &= chosen
-        if excluded is not None:
-            mask &= ~excluded
+        if excluded is not None and excluded.any():
+            mask &= ~_near(excluded, spacing, _DESCRIPTOR_REACH * spacing)
         if not mask.any():
             raise InputError(
                 f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."
