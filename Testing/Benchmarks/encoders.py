@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "FoundationReg"))
-RESULTS = Path(__file__).parent / "results"
+from _common import RESULTS, machine, peak_memory, start_memory, versions
 
 
 def main() -> None:
@@ -42,7 +39,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.run:
         return print(json.dumps(measure(*args.run, args.slices, args.device, args.gradients)))
-    results = {"machine": machine(args.device), "slices": args.slices, "gradients": args.gradients, "encoders": {}}
+    results = {
+        "machine": f"{machine(args.device)}; {versions()}",
+        "slices": args.slices,
+        "gradients": args.gradients,
+        "encoders": {},
+    }
     print(f"{results['machine']}; {args.slices} slices")
     for id in args.encoders:
         results["encoders"][id] = compare(id, args)
@@ -225,34 +227,6 @@ def copy_weights(state, model) -> None:
                 break
         else:
             value.copy_(state[own].view(value.shape))
-
-
-def start_memory(device: str) -> None:
-    import torch
-
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: of the GPU's allocations, or of this process."""
-    import torch
-
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def machine(device: str) -> str:
-    import os
-
-    import torch
-
-    if device != "cpu":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 if __name__ == "__main__":
