@@ -13,7 +13,7 @@ from . import __version__
 from .errors import FoundationRegError, InputError, OutOfMemory
 
 CANCELLED = 130
-MEMORY_HINT = "try --set finest_spacing_mm=3, --set encoder_pixels=256 or --device cpu, or crop the images"
+MEMORY_HINT = "try --preset fast, a larger --set finest_spacing_mm=3 or --device cpu, or crop the images"
 IMAGE_ROLES = ("fixed", "moving")
 FILE_ROLES = {
     "fixed": "fixed image",
