@@ -76,9 +76,9 @@ class Grid:
         return self.points([[(-0.5, high[n])[(k >> n) & 1] for n in range(3)] for k in range(8)])
 
     def with_spacing(self, spacing, shape=None) -> Grid:
-        """Same outer faces and axes (the first corner exactly, the last rounded up to whole voxels), other spacing in mm.
+        """Same first corner and axes, other spacing in mm; the far faces are rounded up to whole voxels.
 
-        ``spacing`` is one number or (z, y, x). The grid always covers this one's whole extent unless ``shape`` is given.
+        ``spacing`` is one number or (z, y, x). The grid covers this one's whole extent unless ``shape`` is given.
         """
         spacing = np.broadcast_to(np.asarray(spacing, float), 3)
         if shape is None:
@@ -88,7 +88,7 @@ class Grid:
         return Grid.from_axes(shape, spacing, origin, self.direction)
 
     def padded(self, before, after) -> Grid:
-        """Grid with ``before`` and ``after`` voxels (z, y, x) added at the low and high faces; negative numbers crop."""
+        """Grid with ``before`` and ``after`` voxels (z, y, x) added at the low and high faces; negative ones crop."""
         before, after = np.broadcast_to(before, 3), np.broadcast_to(after, 3)
         affine = self.affine.copy()
         affine[:3, 3] = self.points(-before.astype(float))

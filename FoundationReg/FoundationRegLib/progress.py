@@ -15,7 +15,7 @@ from .grid import Grid
 
 @dataclass(frozen=True)
 class Event:
-    """One step of progress. ``fraction`` runs over the whole job from 0 to 1; ``seconds_left`` is None while unknown."""
+    """One step of progress. ``fraction`` of the whole job runs from 0 to 1; ``seconds_left`` is None while unknown."""
 
     stage: str
     fraction: float
@@ -66,7 +66,7 @@ class Progress:
     def stage(self, name: str, share: float):
         """Name the work inside the block; it takes ``share`` (0 to 1) of the enclosing stage's part of the bar.
 
-        Seconds spent are added up by name in ``seconds``.
+        Seconds spent are added up by name in ``seconds``; a part of the same name belongs to the whole.
         """
         outer = (self._name, self._low, self._high, self._used)
         width = self._high - self._low
@@ -78,7 +78,8 @@ class Progress:
             yield self
             self.update(1.0)
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            if name != outer[0]:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             self._name, self._low, self._high, self._used = *outer[:3], min(1.0, outer[3] + share)
 
     def update(self, fraction: float, message: str = "", force: bool = False) -> None:

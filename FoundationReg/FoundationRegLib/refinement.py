@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .deformation import exponential, resize
+from .search import smooth
 
-_SLAB_VALUES = 1 << 23
+_SLAB_VALUES = 1 << 21
 _SOLVER_STEPS = 20
 
 
@@ -70,6 +71,19 @@ def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, T
     return (fixed - mean) / scale, (moving - mean) / scale
 
 
+def local_normalised(image: Tensor, passes: int = 4) -> Tensor:
+    """``image`` (D, H, W) minus its local mean, over its local standard deviation, as (1, D, H, W).
+
+    Local is a bell of ``passes`` boxes of 3 voxels.
+    """
+    mean, power = image, image.square()
+    for _ in range(passes):
+        mean, power = smooth(mean), smooth(power)
+    spread = (power - mean.square()).clamp_min(0)
+    # Noise in flat places is not stretched to the size of anatomy.
+    return ((image - mean) / (spread + 0.1 * spread.mean()).clamp_min(1e-12).sqrt())[None]
+
+
 def gauss_newton(
     pairs: Sequence[FeaturePair],
     displacement: Tensor,
@@ -84,11 +98,11 @@ def gauss_newton(
     guide: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     each: Callable[[int, Tensor, float], bool] = lambda *_: False,
 ) -> tuple[Tensor, list[float]]:
-    """``displacement`` (or velocity) refined on the lattice of ``pairs``, given on ``nodes`` (d, h, w); and the loss curve.
+    """``displacement`` (or velocity) refined by the features of ``pairs``, on ``nodes`` (d, h, w); and the losses.
 
-    Minimises the sum over pairs of |fixed - moving(x + u)|^2 / noise plus the regulariser. The noise is the mean squared
-    residual of each pair, taken anew in each iteration: it makes the price of a pair free of scale and trusts a pair less
-    the worse it can be explained. Steps are limited to one voxel.
+    Minimises the sum over pairs of |fixed - moving(x + u)|^2 / noise plus the regulariser. The noise is the mean
+    squared residual of each pair, taken anew in each iteration: it makes the price of a pair free of scale and trusts a
+    pair less the worse it can be explained. Steps are limited to one voxel.
 
     ``spacing``: mm of the (isotropic) feature lattice, whose shape must be a multiple of ``nodes``. ``fixed_weight``
     (D, H, W): how much each fixed voxel counts; ``moving_weight`` the same for where it lands. ``diffeomorphic``:
@@ -120,7 +134,8 @@ def gauss_newton(
         # Beyond a voxel the linearisation says nothing.
         field = field + step * (1 / every / length.clamp_min(1 / every))
         losses.append(loss)
-        settled = float(length.mean()) * every < 0.02
+        # The loss of an iteration is that of the field before its step.
+        settled = len(losses) > 2 and losses[-1] > 0.997 * losses[-2]
         if each(iteration, field * node_mm, loss) or settled:
             break
     return field * node_mm, losses
@@ -204,7 +219,7 @@ def _linearised(
 
 
 def _slopes(values: Tensor, before: int, after: int) -> list[Tensor]:
-    """Central differences of (C, D, H, W) along z, y, x without the ``before`` and ``after`` extra planes; the edge repeats."""
+    """Central differences of (C, D, H, W) along z, y, x, without the ``before`` and ``after`` extra planes."""
     inner = slice(before, values.shape[1] - after)
     padded = F.pad(values, (0, 0, 0, 0, 1 - before, 1 - after), mode="replicate") if before + after < 2 else values
     along_z = (padded[:, 2:] - padded[:, :-2]).mul_(0.5)
@@ -226,6 +241,25 @@ def _slopes(values: Tensor, before: int, after: int) -> list[Tensor]:
 def _pooled(values: Tensor, every: int) -> Tensor:
     """Means over blocks of ``every`` voxels of (D, H, W)."""
     return F.avg_pool3d(values[None, None], every)[0, 0] if every > 1 else values
+
+
+@torch.no_grad()
+def vagueness(
+    pairs: Sequence[FeaturePair], displacement: Tensor, spacing: float, weight: Tensor, regulariser: Regulariser
+) -> Tensor:
+    """How loosely the features hold each node of ``displacement`` (3, d, h, w, mm): a length in mm (d, h, w).
+
+    The root of the trace of the inverse of the cost's curvature, shared with the neighbourhood that the regulariser
+    couples, and of the regulariser itself (the Laplace approximation of the posterior's spread).
+    """
+    shape = pairs[0].fixed.shape[1:]
+    every = max(1, shape[0] // displacement.shape[1])
+    curvature, _, _ = _linearised(pairs, resize(displacement, shape) / spacing, weight, every)
+    zz, zy, zx, yy, yx, xx = smooth(smooth(curvature))
+    zz, yy, xx = (values + regulariser.diagonal() * 0.1 for values in (zz, yy, xx))
+    minors = (yy * xx - yx * yx) + (zz * xx - zx * zx) + (zz * yy - zy * zy)
+    determinant = zz * (yy * xx - yx * yx) - zy * (zy * xx - yx * zx) + zx * (zy * yx - yy * zx)
+    return (minors / determinant.clamp_min(1e-12)).clamp_min(0).sqrt() * (spacing * every)
 
 
 def negative_laplacian(u: Tensor) -> Tensor:
@@ -278,7 +312,7 @@ def adam(
     passes: int,
     each: Callable[[int, Tensor, float], bool] = lambda *_: False,
 ) -> tuple[Tensor, list[float]]:
-    """``displacement`` refined by Adam on the lattice of ``pairs``, with the smoothing of ConvexAdam; and the loss curve.
+    """``displacement`` refined by Adam on the lattice of ``pairs``, smoothed as in ConvexAdam; and the loss curve.
 
     The field is a raw one smoothed by ``passes`` box filters ``kernel`` nodes wide, whose border is repeated outwards.
     Loss: mean squared difference of the features plus ``diffusion`` times the mean squared forward differences of the

@@ -30,10 +30,10 @@ def candidates(radius: tuple[int, int, int], device=None) -> Tensor:
 def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, check=lambda: None) -> Tensor:
     """Cost (K, D, H, W) of the candidate displacements ``offsets`` (K, 3) at every node.
 
-    ``fixed``, ``moving``: features (C, D, H, W) on the same lattice. Cost is the squared difference summed over channels,
-    averaged over a 5-node neighbourhood, shifted and scaled so that the best candidate of a node costs 0 and the
-    average over candidates and nodes costs 1. ``weight`` (D, H, W) of the fixed nodes: where it is zero the neighbours
-    decide. ``check`` is called now and then and may raise to stop.
+    ``fixed``, ``moving``: features (C, D, H, W) on the same lattice. Cost is the squared difference summed over
+    channels, averaged over a 5-node neighbourhood, shifted and scaled so that the best candidate of a node costs 0 and
+    the average over candidates and nodes costs 1. ``weight`` (D, H, W) of the fixed nodes: where it is zero the
+    neighbours decide. ``check`` is called now and then and may raise to stop.
     """
     shape = fixed.shape[1:]
     reach = offsets.abs().amax(0).int().tolist()

@@ -27,8 +27,8 @@ class Settings:
         fixed_window, moving_window: explicit (low, high) grey values instead; None means by ``*_intensity``.
         body_mask: find the foreground of both images and keep empty space out of the features and the similarity.
     Initial alignment
-        start: ``none``, centres of ``geometry``, centres of ``mass``, ``features`` (semantic correspondences of the
-            encoder) or ``auto``. A given initial transform replaces it.
+        start: ``none``, centres of ``geometry``, centres of ``mass``, ``features`` (descriptors matched at every place
+            and right-angled turn, then an affine map) or ``auto``. A given initial transform replaces it.
         rigid, affine: linear stages that follow.
     Features
         encoders: pairs of encoder id and weight. Weights are relative.
@@ -41,11 +41,13 @@ class Settings:
     Refinement
         finest_spacing_mm: voxel size of the working grid; 0 means by the images.
         levels: voxel sizes of the refinement levels as multiples of it, coarse to fine.
+        grey_values: let grey values refine beside the features, as far as both images show one contrast.
         smoothness: weight of the regulariser, 1 is neutral. iterations: steps of each level at most.
         diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
         optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.
     Running
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. memory_gb: device memory to stay within; 0 is automatic.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. memory_gb: device memory to stay within; 0 is
+            automatic.
         threads: CPU threads; 0 is automatic. seed: for the few places that draw random numbers.
     """
 
@@ -58,15 +60,16 @@ class Settings:
     start: Literal["auto", "none", "geometry", "mass", "features"] = "auto"
     rigid: bool = True
     affine: bool = True
-    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 1.0), ("mind", 1.0))
+    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.3), ("mind", 1.0))
     planes: tuple[Plane, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0
     pca_components: int = 12
     search_spacing_mm: float = 6.0
-    search_range_mm: float = 30.0
+    search_range_mm: float = 35.0
     finest_spacing_mm: float = 0.0
     levels: tuple[int, ...] = (2, 1)
+    grey_values: bool = True
     smoothness: float = 1.0
     iterations: int = 8
     diffeomorphic: bool = True

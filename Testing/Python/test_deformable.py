@@ -237,8 +237,18 @@ def test_cancel_stops_in_every_stage(fake, stage):
     assert seen[-1] == stage
 
 
-def test_error_estimate_is_the_distance_from_home():
-    there = torch.zeros(3, 8, 8, 8)
-    there[0], back = 3.0, -torch.zeros(3, 8, 8, 8)
-    back[0], back[2] = -3.0, 4.0
-    torch.testing.assert_close(deformable.error_estimate(there, back, (2.0,) * 3), torch.full((8, 8, 8), 4.0))
+def test_more_error_is_expected_where_nothing_is_to_be_seen():
+    pair = make_pair(smooth_truth())
+    blank = {side: getattr(pair, side).copy() for side in ("fixed", "moving")}
+    half = pair.grid.shape[0] // 2
+    for image in blank.values():
+        image[:half] = 0.5
+    error = deform(replace(pair, **blank), MIND, CPU).uncertainty
+    edge = error.shape[0] // 2
+    assert error[: edge - 3].median() > 2 * error[edge + 3 :].median()
+
+
+def test_expected_error_grows_with_both_of_its_sources():
+    spread, doubt = torch.tensor([3.0, 3.0, 6.0]), torch.tensor([0.0, 4.0, 8.0])
+    error = deformable.expected_error(spread, doubt)
+    torch.testing.assert_close(error / error[0], torch.tensor([1.0, 5 / 3, 10 / 3]))
