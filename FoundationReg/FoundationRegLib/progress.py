@@ -76,7 +76,7 @@ class Progress:
         self.update(0.0, force=True)
         try:
             yield self
-            self.update(1.0)
+            self.update(1.0, force=True)
         finally:
             if name != outer[0]:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began

@@ -87,7 +87,7 @@ class Registration:
         return sitk.DisplacementFieldTransform(image_from_array(vectors, lattice))
 
     def jacobian(self) -> sitk.Image:
-        """Determinant of the Jacobian of ``transform`` at each fixed voxel, float32; at most 0 where the field folds."""
+        """Determinant of the Jacobian of ``transform`` at each fixed voxel, float32; at most 0 where it folds."""
         return metrics.jacobian(self.transform, self.fixed)
 
 
@@ -218,7 +218,7 @@ def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[si
         )
     ]
     with progress.stage("start", 0.3):
-        start = alignment.initial(*sides, settings.start, inputs.initial, settings.seed, progress)
+        start = alignment.initial(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
     with progress.stage("linear", 0.7):
         return alignment.linear(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
 
@@ -325,7 +325,9 @@ def _result(
     device: torch.device,
     progress: Progress,
 ) -> Registration:
-    transform = compose_field(linear, found.displacement, found.grid, inputs.fixed)
+    # A start that bends is kept in full detail.
+    lattice = _lattice(inputs.fixed, found.grid) if linear.IsLinear() else None
+    transform = compose_field(linear, found.displacement, found.grid, inputs.fixed, lattice)
     progress.update(0.3)
     warped = warp(inputs.moving, transform, inputs.fixed)
     measured = {
@@ -356,6 +358,7 @@ def _result(
             "SimpleITK": sitk.Version.VersionString(),
         },
         "weights_sha256": found.weights,
+        "grey_weight": round(found.grey_weight, 3),
         "linear": facts.get("kept", "start"),
         "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
         "warnings": warnings,
@@ -366,6 +369,15 @@ def _result(
         record=record, quality=describe(scores, found, settings), loss=found.losses, features=pictures,
         feature_grid=picture_grid, uncertainty=uncertainty, warped_labels=labels, warnings=warnings,
     )  # fmt: skip
+
+
+def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
+    """Nodes of the resulting field: as far apart as the displacement's own, which spares seven eighths of the file,
+    from the first voxel centre of ``fixed`` to beyond its last one."""
+    grid = grid_of(fixed)
+    spacing = np.maximum(grid.spacing, float(nodes.spacing[0]))
+    shape = np.ceil((np.array(grid.shape) - 1) * grid.spacing / spacing - 1e-6).astype(int) + 1
+    return Grid.from_axes(shape, spacing, grid.origin, grid.direction).padded(1, 1)
 
 
 def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], pair: Pair):
