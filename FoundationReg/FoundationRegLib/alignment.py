@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from scipy import ndimage
 
+from . import correspondence
+from .correspondence import Description, Fit
+from .encoders.mind import Mind
 from .errors import InputError
 from .image import affine_matrix, affine_transform, grid_of, image_from_array, resample_to_grid, warp
 from .metrics import normalized_mutual_information
@@ -24,6 +28,14 @@ _VOXELS = 120_000
 _SAMPLES = 40_000
 _MARGIN_MM = 12.0
 _SCALES = (0.6, 1.6)
+# What lies upright, and what mutual information found, is believed until another place matches better by this factor.
+_CLEARLY = 1.15
+# Upright images that match so well are not tried the other way round.
+_SURELY = 0.5
+# Turned images are tried on a lattice that is coarser by this factor.
+_TURNED = 1.5
+# A stage of mutual information must keep this share of the descriptors' agreement. Seen: right ones raise it.
+_FAITHFUL = 0.995
 
 
 @dataclass(frozen=True)
@@ -80,16 +92,20 @@ def initial(
     given: sitk.Transform | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    affine: bool = True,
 ) -> sitk.Transform:
     """The transform before any optimisation.
 
     ``given``, of any kind, is returned as it is. Otherwise ``start`` is ``none``, ``geometry`` (centres of the images
-    meet), ``mass`` (centres of the bodies meet) or ``auto``: each of them is tried with a quick coarse rigid
-    registration, and the start of the most similar outcome is taken.
+    meet), ``mass`` (centres of the bodies meet), ``features`` (the place and turn where MIND descriptors match best,
+    and an affine map, or a rigid one without ``affine``, fitted to their matches) or ``auto``: ``none``, ``geometry``
+    and ``mass`` are each tried with a quick coarse rigid registration, and the start of the most similar outcome is
+    taken, unless the descriptors match clearly better where ``features`` puts them.
     """
     if given is not None:
         return given
     fixed, moving = _as_side(fixed), _as_side(moving)
+    progress = progress or Progress()
     shifts = {
         "none": np.zeros(3),
         "geometry": moving.center - fixed.center,
@@ -97,23 +113,89 @@ def initial(
     }
     if start in shifts:
         return sitk.TranslationTransform(3, shifts[start].tolist())
-    if start != "auto":
-        raise InputError(f"The start {start!r} is unknown; use auto, {', '.join(shifts)}.")
+    if start not in ("auto", "features"):
+        raise InputError(f"The start {start!r} is unknown; use auto, features, {', '.join(shifts)}.")
+    pair = _Described(fixed, moving)
+    if start == "features":
+        fit = pair.search(progress)
+        matrix = np.eye(4) if fit is None else fit.matrix
+        if fit is None:
+            matrix[:3, 3] = shifts["mass"]
+        return affine_transform(pair.refined(matrix, affine, progress))
+    translation, outcome = _by_information(fixed, moving, list(shifts.values()), seed, progress)
+    found = pair.agreement(affine_matrix(outcome))
+    fit = pair.search(progress, sure=found)
+    if fit is None or fit.score < _CLEARLY * found:
+        return translation
+    return affine_transform(pair.refined(fit.matrix, affine, progress))
+
+
+def _by_information(
+    fixed: Side, moving: Side, shifts: list[np.ndarray], seed: int, progress: Progress
+) -> tuple[sitk.Transform, sitk.Transform]:
+    """The shift from which a quick rigid registration gets to the most similar images, and where it gets to."""
     candidates: list[np.ndarray] = []
-    for shift in shifts.values():
+    for shift in shifts:
         if all(np.linalg.norm(shift - other) > 3.0 for other in candidates):
             candidates.append(shift)
-    if len(candidates) == 1:
-        return sitk.TranslationTransform(3, candidates[0].tolist())
     outcomes = []
     for shift in candidates:
         translation = sitk.TranslationTransform(3, shift.tolist())
         matrix = _optimise(fixed, moving, translation, np.eye(4), False, (3.0,), seed, Progress())
         tried = [translation] if matrix is None else [translation, _joined(translation, matrix)]
-        outcomes.append((max(_similarity(fixed, moving, t) for t in tried), translation))
-        if progress is not None:
+        outcomes += [(_similarity(fixed, moving, transform), translation, transform) for transform in tried]
+        progress.check()
+    return max(outcomes, key=lambda outcome: outcome[0])[1:]
+
+
+class _Described:
+    """MIND descriptors of both sides on lattices of one spacing, along the patient's axes."""
+
+    def __init__(self, fixed: Side, moving: Side):
+        self._spacing = max(float(grid_of(side.grey).spacing.max()) for side in (fixed, moving))
+        self._sides = fixed, moving
+        self.fixed, self.moving = (self._describe(side) for side in self._sides)
+
+    def _describe(self, side: Side, rotation: np.ndarray | None = None, coarser: float = 1.0) -> Description:
+        own, spacing = grid_of(side.grey), coarser * self._spacing
+        grid = correspondence.lattice(own, spacing, rotation)
+        blur = 0.5 * np.sqrt(np.maximum((spacing / own.spacing) ** 2 - 1, 0))
+        made = []
+        for image in (side.grey, side.region if side.chosen else side.body):
+            smooth = ndimage.gaussian_filter(sitk.GetArrayFromImage(image).astype(np.float32), blur)
+            made.append(resample_to_grid(image_from_array(smooth, own), grid, background=0.0))
+        grey, weight = (torch.from_numpy(array.astype(np.float32)) for array in made)
+        return correspondence.describe(grey, weight, grid, Mind())
+
+    def agreement(self, matrix: np.ndarray) -> float:
+        return correspondence.agreement(self.fixed, self._turned(matrix), matrix)
+
+    def _turned(self, matrix: np.ndarray) -> Description:
+        """The moving side along the axes that ``matrix`` turns it to: descriptors tell about directions."""
+        turn = min(correspondence.right_angles(), key=lambda turn: np.linalg.norm(turn - matrix[:3, :3]))
+        return self.moving if np.allclose(turn, np.eye(3)) else self._describe(self._sides[1], turn)
+
+    def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
+        """The best place; images are turned by right angles when neither it nor ``sure`` is a convincing match."""
+        upright = next(iter(correspondence.search(self.fixed, self.moving, 1)), None)
+        if max(sure, upright.score if upright else 0.0) >= _SURELY:
+            return upright
+        fixed, moving = self._sides
+        still, best, bar = self._describe(fixed, coarser=_TURNED), None, 0.0
+        for turn in correspondence.right_angles():
             progress.check()
-    return max(outcomes, key=lambda pair: pair[0])[1]
+            for fit in correspondence.search(still, self._describe(moving, turn, _TURNED), 1):
+                # The first is upright.
+                margin = 1.0 if best is None else _CLEARLY
+                if fit.score > margin * bar:
+                    best, bar = turn, fit.score
+        if best is None or np.allclose(best, np.eye(3)):
+            return upright
+        return next(iter(correspondence.search(self.fixed, self._describe(moving, best), 1)), upright)
+
+    def refined(self, matrix: np.ndarray, affine: bool, progress: Progress) -> np.ndarray:
+        found = correspondence.refine(self.fixed, self._turned(matrix), matrix, affine=affine, check=progress.check)
+        return found if _plausible(found) else matrix
 
 
 def linear(
@@ -128,7 +210,9 @@ def linear(
     """``start`` improved by a rigid and an affine stage of `mutual_information.align`, and what came of it.
 
     The stages move fixed points before ``start`` does, which is kept exactly. The transform is one affine when
-    ``start`` is linear, else a composite. A stage that makes the images less similar or is implausible is undone.
+    ``start`` is linear, else a composite. A stage is undone when it is implausible or makes the images less similar,
+    by mutual information or, where ``start`` is linear, by their descriptors: in images of partial overlap or of
+    different people mutual information alone drifts away.
     The record: ``kept`` (start, rigid or affine), ``nmi`` of each stage and ``warnings``. Raises `Cancelled`.
     """
     fixed, moving = _as_side(fixed), _as_side(moving)
@@ -147,9 +231,12 @@ def linear(
         matrix = outcome
         found[name] = _joined(start, matrix)
     nmi = {name: _similarity(fixed, moving, transform) for name, transform in found.items()}
-    kept = next((name for name in ("affine", "rigid") if name in nmi and nmi[name] >= nmi["start"]), "start")
-    if kept == "affine" and nmi.get("rigid", 0.0) > nmi["affine"]:
-        kept = "rigid"
+    better = [name for name in found if nmi[name] >= nmi["start"]]
+    if len(better) > 1 and start.IsLinear():
+        pair = _Described(fixed, moving)
+        agreement = {name: pair.agreement(affine_matrix(found[name])) for name in better}
+        better = [name for name in better if name == "start" or agreement[name] >= _FAITHFUL * agreement["start"]]
+    kept = max(reversed(better), key=nmi.get)
     if kept == "start" and len(found) > 1:
         warnings.append("The linear alignment did not make the images more similar and was left out.")
     return found[kept], {"kept": kept, "nmi": nmi, "warnings": warnings}
