@@ -71,5 +71,5 @@ def test_a_constant_image_gives_ones_and_a_single_slice_works():
 
 def test_the_catalogue_has_it_without_weights():
     encoder = load_encoder("mind")
-    assert isinstance(encoder, VolumeEncoder) and encoder.radius == 1 and encoder.dilation == 2
+    assert isinstance(encoder, VolumeEncoder) and encoder.radius == 1 and encoder.dilation == 1
     assert load_encoder("mind-wide").radius == 3
