@@ -6,6 +6,7 @@ Nothing heavy is imported until a command really needs it, so that help and mist
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
     except SystemExit as stop:
         return stop.code or 0
+    # Torch's threads sleep while they wait: spinning, they starve one another as soon as something else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         require_files(args)
         from . import commands

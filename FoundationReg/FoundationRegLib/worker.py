@@ -300,6 +300,8 @@ def main(arguments: list[str] | None = None, register=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m FoundationRegLib.worker", description="Registration worker.")
     parser.add_argument("--folder", required=True, type=Path, help="private folder for arrays, removed at the end")
     folder = parser.parse_args(arguments).folder
+    # Torch's threads sleep while they wait: spinning, they starve Slicer's own.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Whatever a library prints, even from C, must not fall between the events: keep the real stdout to ourselves.
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
