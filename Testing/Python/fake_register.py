@@ -32,6 +32,14 @@ def grid_of(image: sitk.Image) -> Grid:
     return Grid.from_axes(image.GetSize()[::-1], image.GetSpacing()[::-1], image.GetOrigin(), direction)
 
 
+def gradient(image: sitk.Image) -> sitk.Image:
+    """An image like ``image`` that grows from 1 to 4 along its first axis."""
+    array = np.broadcast_to(np.linspace(1, 4, image.GetSize()[0], dtype=np.float32), image.GetSize()[::-1]).copy()
+    made = sitk.GetImageFromArray(array)
+    made.CopyInformation(image)
+    return made
+
+
 def register(fixed, moving, settings=None, *, initial_transform=None, progress=None, cache=None, **others):
     """Answer a shift of ``smoothness`` mm along LPS x, composed with the initial transform."""
     action, shift = settings.seed, (settings.smoothness, 0.0, 0.0)
@@ -89,7 +97,7 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         loss={"4 mm": [3.0, 2.0, 1.5], "2 mm": [1.4, 1.3]},
         features={"mind": rgb},
         feature_grid=grid,
-        uncertainty=sitk.Cast(fixed, sitk.sitkFloat32) * 0 + 4,
+        uncertainty=gradient(fixed),
         warped_labels=None if labels is None else sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0),
     )  # fmt: skip
 

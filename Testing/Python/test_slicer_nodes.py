@@ -432,7 +432,9 @@ def test_tables_and_charts_hold_the_numbers():
     assert results.set_loss_chart(owner, {"4 mm": [3, 2], "2 mm": [1.5]}, "result") is chart
     assert slicer.mrmlScene.GetNumberOfNodes() == count
     table = owner.GetNodeReference("FoundationReg.lossTable")
-    np.testing.assert_allclose(slicer.util.arrayFromTableColumn(table, "4 mm"), [3, 2, np.nan])
+    np.testing.assert_allclose(slicer.util.arrayFromTableColumn(table, "4 mm"), [3, 2])
+    np.testing.assert_allclose(slicer.util.arrayFromTableColumn(table, "Iteration, 2 mm"), [3, 3])
+    np.testing.assert_allclose(slicer.util.arrayFromTableColumn(table, "2 mm"), [1.5, 1.5])
     metrics = {"before": {"dice_per_label": {"1": 0.5}, "nmi": 1.1}, "after": {"dice_per_label": {"1": 0.8}}}
     rows = results.metric_rows(metrics, {1: "liver"})
     assert [row[1:] for row in rows] == [(0.5, 0.8), (1.1, None)]

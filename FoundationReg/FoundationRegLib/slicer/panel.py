@@ -32,7 +32,7 @@ class Panel:
         self._updating = False
         self.review = ReviewPanel(ui)
         self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
-        chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "")
+        chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "", settings=slicer.app.userSettings())
         if chosen:
             logic.channel.process.environment["FOUNDATIONREG_MODELS"] = chosen
         self._delay = qt.QTimer()

@@ -27,7 +27,7 @@ class ModelsPanel:
         self._ui, self._parameters = ui, None
         self._channel, self._say, self._changed = channel, say, changed
         self.downloading = False
-        chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "")
+        chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "", settings=slicer.app.userSettings())
         if chosen:
             weights.set_models_folder(chosen)
         ui.encoderActionButton.connect("clicked(bool)", self._onAction)

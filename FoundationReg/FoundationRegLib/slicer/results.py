@@ -14,6 +14,7 @@ from . import nodes
 ROLE = "FoundationReg."
 INITIAL_ROLE = ROLE + "initialTransform"
 ENCODERS_ATTRIBUTE = ROLE + "encoders"
+JACOBIAN_RANGE = (-0.5, 2.5)  # values with a color of their own
 METRIC_TITLES = {
     "nmi": "Normalized mutual information (1 to 2, higher is better)",
     "folded_percent": "Folded voxels (%)",
@@ -192,41 +193,47 @@ def set_colors(owner, role: str, name: str, rgba: np.ndarray):
         colors.SetNumberOfColors(len(rgba))
         for n, (red, green, blue, alpha) in enumerate(rgba.tolist()):
             colors.SetColor(n, red, green, blue, alpha)
-        colors.NamesInitialisedOff()
     return colors
 
 
 def jacobian_colors(values: np.ndarray) -> np.ndarray:
     """RGBA (n, 4) of Jacobian ``values``: shrinking is blue, growing orange, unchanged clear, folded magenta."""
     amount = np.clip(np.abs(np.log(np.maximum(values, 1e-3))) / np.log(2), 0, 1)[:, None]
-    target = np.where(values[:, None] < 1, [0.10, 0.35, 0.95], [1.0, 0.50, 0.05])
-    rgba = np.hstack([1 - amount * (1 - target), 0.15 + 0.8 * amount])
+    rgb = np.where(values[:, None] < 1, [0.15, 0.40, 1.0], [1.0, 0.50, 0.05])
+    rgba = np.hstack([rgb, 0.95 * amount**0.7])
     rgba[values <= 0] = (1, 0, 1, 1)
     return rgba
 
 
-def set_jacobian(node, determinant: np.ndarray, grid: Grid, parent=None) -> None:
-    """Put the Jacobian ``determinant`` (z, y, x) into a volume node, coloured by `jacobian_colors` over -0.5 to 2.5."""
-    fill_volume(node, determinant, grid, parent)
+def uncertainty_colors(amount: np.ndarray) -> np.ndarray:
+    """RGBA (n, 4) of uncertainty scaled to 0..1: clear, then yellow, then red."""
+    amount = amount[:, None]
+    return np.hstack([np.ones_like(amount), 1 - amount**1.5, 0.25 * (1 - amount), 0.9 * amount**0.7])
+
+
+def show_over_white(node, rgba: np.ndarray, low: float, high: float) -> None:
+    """Colour a volume ``node`` by ``rgba`` from ``low`` to ``high``, over white: slice views know no clear colours."""
+    opaque = np.ones_like(rgba)
+    opaque[:, :3] = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:])
+    colors = set_colors(node, "colors", f"{node.GetName()} colors", opaque)
     display = node.GetDisplayNode()
-    colors = set_colors(node, "colors", "FoundationReg Jacobian colors", jacobian_colors(np.linspace(-0.5, 2.5, 256)))
     with slicer.util.NodeModify(display):
         display.SetAndObserveColorNodeID(colors.GetID())
         display.SetAutoWindowLevel(False)
-        display.SetWindowLevel(3.0, 1.0)
+        display.SetWindowLevelMinMax(low, high)
+
+
+def set_jacobian(node, determinant: np.ndarray, grid: Grid, parent=None) -> None:
+    """Put the Jacobian ``determinant`` (z, y, x) into a volume node, coloured by `jacobian_colors`."""
+    fill_volume(node, determinant, grid, parent)
+    show_over_white(node, jacobian_colors(np.linspace(*JACOBIAN_RANGE, 256)), *JACOBIAN_RANGE)
 
 
 def set_uncertainty(node, millimetres: np.ndarray, grid: Grid, parent=None) -> None:
-    """Put the likely error (z, y, x) in mm into a volume node: clear where it is small, red from 5 mm on."""
+    """Put the likely error (z, y, x) in mm into a volume node, coloured from its least to its most."""
     fill_volume(node, millimetres.astype(np.float32), grid, parent)
-    amount = np.linspace(0, 1, 256)[:, None]
-    rgba = np.hstack([np.ones_like(amount), 1 - amount**1.5, 0.25 * (1 - amount), 0.9 * amount**0.7])
-    colors = set_colors(node, "colors", "FoundationReg uncertainty colors", rgba)
-    display = node.GetDisplayNode()
-    with slicer.util.NodeModify(display):
-        display.SetAndObserveColorNodeID(colors.GetID())
-        display.SetAutoWindowLevel(False)
-        display.SetWindowLevel(5.0, 2.5)
+    low, high = np.percentile(millimetres, (2, 98))
+    show_over_white(node, uncertainty_colors(np.linspace(0, 1, 256)), float(low), float(max(high, low + 0.1)))
 
 
 def set_table(node, columns: dict[str, list]) -> None:
@@ -246,14 +253,16 @@ def set_table(node, columns: dict[str, list]) -> None:
 
 def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
     """Table, one series for each refinement level, and a chart of the loss. Returns the chart node."""
-    length = sum(len(values) for values in loss.values())
-    columns: dict[str, list] = {"Iteration": list(range(1, length + 1))}
-    position = 0
+    loss = {level: values for level, values in loss.items() if len(values)}
+    # Each level has its own iterations; shorter ones repeat their last point, since not all plots skip missing values.
+    length = max(len(values) for values in loss.values())
+    columns: dict[str, list] = {}
+    first = 1
     for level, values in loss.items():
-        column = [None] * length
-        column[position : position + len(values)] = values
-        columns[level] = column
-        position += len(values)
+        iterations = list(range(first, first + len(values)))
+        for title, column in ((f"Iteration, {level}", iterations), (level, list(values))):
+            columns[title] = column + column[-1:] * (length - len(column))
+        first += len(values)
     table = owned_node(owner, "lossTable", "vtkMRMLTableNode", f"{name} loss values")
     table.SetHideFromEditors(True)
     set_table(table, columns)
@@ -265,7 +274,7 @@ def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
     for level in loss:
         series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", level)
         series.SetAndObserveTableNodeID(table.GetID())
-        series.SetXColumnName("Iteration")
+        series.SetXColumnName(f"Iteration, {level}")
         series.SetYColumnName(level)
         series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
         series.SetMarkerStyle(slicer.vtkMRMLPlotSeriesNode.MarkerStyleNone)

@@ -59,6 +59,7 @@ class Review:
         self.after = True
         self._followers: list = []
         self._resampled: dict[bool, np.ndarray] = {}
+        self._overlay_indices: tuple | None = None
         self._shown = (Mode.FADE, 0.5, 20.0, IMAGES)
         self._flicked = False
 
@@ -94,9 +95,10 @@ class Review:
         self._shown = (mode, fade, check_mm, compare)
         fixed, moving = self._sides(compare)
         if mode == Mode.JACOBIAN and self.transform is not None:
-            set_layers(self.fixed, self.jacobian_node(), fade)
+            rgba = results.jacobian_colors(np.linspace(*results.JACOBIAN_RANGE, 256))
+            set_layers(self._overlaid(self.jacobian_node(), rgba, fade))
         elif mode == Mode.UNCERTAINTY and (node := self.owner.GetNodeReference(results.ROLE + "uncertainty")):
-            set_layers(self.fixed, node, fade)
+            set_layers(self._overlaid(node, results.uncertainty_colors(np.linspace(0, 1, 256)), fade))
         elif mode == Mode.CHECKERBOARD:
             set_layers(self._composed("checkerboard", compare, check_mm))
         elif mode == Mode.DIFFERENCE:
@@ -115,7 +117,7 @@ class Review:
     def close(self) -> None:
         """Back to the registered state; what was only made to be looked at is removed."""
         self.set_after(True)
-        for role in ("checkerboard", "difference"):
+        for role in ("checkerboard", "difference", "overlay"):
             node = self.owner.GetNodeReference(results.ROLE + role) if self.owner is not None else None
             if node is not None and node.GetScene() is not None:
                 slicer.mrmlScene.RemoveNode(node)
@@ -174,6 +176,22 @@ class Review:
                 difference = np.linalg.norm(difference, axis=-1).astype(np.int16)
             results.fill_volume(node, difference, grid, parent)
             show_difference(node)
+        return node
+
+    def _overlaid(self, values, rgba: np.ndarray, strength: float):
+        """The fixed volume with the volume node ``values`` over it in the colours ``rgba`` (256, 4) of its window."""
+        if self._overlay_indices is None or self._overlay_indices[0] is not values:
+            self._overlay_indices = values, normalized(nodes.resample(values, self.fixed), values)
+        grey = np.arange(256)[None, :, None]
+        alpha = rgba[:, None, 3:] * strength
+        table = np.rint(grey * (1 - alpha) + 255 * rgba[:, None, :3] * alpha).astype(np.uint8)
+        fixed = normalized(nodes.volume_array(self.fixed), self.fixed)
+        name = f"{self.owner.GetName()} overlay"
+        node = results.owned_node(self.owner, "overlay", "vtkMRMLVectorVolumeNode", name)
+        node.SetSaveWithScene(False)
+        node.SetHideFromEditors(True)
+        parent = self.fixed.GetParentTransformNode()
+        results.set_features(node, table[self._overlay_indices[1], fixed], nodes.volume_grid(self.fixed), parent)
         return node
 
     def show_deformation(
