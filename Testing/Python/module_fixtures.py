@@ -28,7 +28,11 @@ def loaded(bench):
     yield widget
     bench.unload_module("FoundationReg")
     for name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
-        del sys.modules[name]
+        module = sys.modules.pop(name)
+        package, _, child = name.rpartition(".")
+        # A package keeps its submodules as attributes too; "from package import module" would find this one again.
+        if name not in before and getattr(before.get(package), child, None) is module:
+            delattr(before[package], child)
     sys.modules.update(before)
 
 
