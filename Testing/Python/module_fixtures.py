@@ -28,11 +28,12 @@ def loaded(bench):
     yield widget
     bench.unload_module("FoundationReg")
     for name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
-        module = sys.modules.pop(name)
-        package, _, child = name.rpartition(".")
-        # A package keeps its submodules as attributes too; "from package import module" would find this one again.
-        if name not in before and getattr(before.get(package), child, None) is module:
-            delattr(before[package], child)
+        del sys.modules[name]
+    # A package keeps its submodules as attributes too; "from package import module" would find the panel's again.
+    for name, package in before.items():
+        for child, value in list(vars(package).items()):
+            if getattr(value, "__name__", None) == f"{name}.{child}" and value.__name__ not in before:
+                delattr(package, child)
     sys.modules.update(before)
 
 
