@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .cache import Cache
 from .deformation import compose, exponential, resize
-from .encoders import entry, load_encoder
+from .encoders import catalogue, entry, load_encoder
 from .encoders.base import SliceEncoder
 from .features import FeatureRaster, SharedPCA, cache_key, encode, foreground_box, place
 from .grid import Grid
@@ -117,7 +117,7 @@ def deform(
             field_mm, doubt = cache.get(key, lambda: _searched(levels, settings, progress))
         if on_field:
             on_field("search", field_mm, levels.grid(search_factor(settings, pair.grid.spacing[0])))
-    share = 1.0 / max(1, len(settings.levels))
+    share = 1.0 / len(settings.levels)
     grey = _grey_weight(levels, field_mm) if settings.grey_values and settings.optimizer != "adam" else 0.0
     made.grey_weight = grey
     with progress.stage("refine", 0.4):
@@ -249,10 +249,7 @@ class _Levels:
 
 
 def _is_mind(name: str) -> bool:
-    try:
-        return entry(name).family == "mind"
-    except Exception:
-        return False
+    return name in catalogue() and entry(name).family == "mind"
 
 
 def _searched(levels: _Levels, settings: Settings, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -317,8 +314,12 @@ def _level_encoders(settings: Settings) -> list[tuple[str, float]]:
 def _grey_pair(levels: _Levels, factor: int) -> FeaturePair:
     """Both images' grey values, locally normalised: their squared difference is local cross-correlation (Avants et al.,
     Med. Image Anal. 2008), which places the edges of one contrast more exactly than MIND."""
-    grey = [local_normalised(levels.pooled(image, factor)) for image in (levels.pair.fixed, levels.pair.moving)]
-    return FeaturePair(*standardised(*grey, levels.mask("fixed", factor)))
+
+    def make() -> FeaturePair:
+        grey = [local_normalised(levels.pooled(image, factor)) for image in (levels.pair.fixed, levels.pair.moving)]
+        return FeaturePair(*standardised(*grey, levels.mask("fixed", factor)))
+
+    return levels.cache.get(("grey", factor, *levels.key), make)
 
 
 def _grey_weight(levels: _Levels, field_mm: Tensor) -> float:

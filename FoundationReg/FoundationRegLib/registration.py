@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from . import __version__, alignment, metrics, weights
@@ -274,15 +275,11 @@ def _prepared(inputs: Inputs, linear: sitk.Transform, settings: Settings, by_lab
 
 def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray:
     """``body`` and what lies within ``distance`` mm of it: the skin's outer side belongs to the similarity."""
-    from scipy import ndimage
-
     return ndimage.distance_transform_edt(~body, spacing) <= distance if not body.all() else body
 
 
 def _label_channels(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
     """Each common label as a soft channel (C, D, H, W), blurred by a few mm so that it pulls from afar."""
-    from scipy import ndimage
-
     labels = metrics.common_labels(inputs.fixed_labels, inputs.moving_labels)
     fixed = resample_to_grid(inputs.fixed_labels, grid, None, "nearest", 0)
     moving = resample_to_grid(inputs.moving_labels, grid, linear, "nearest", 0)
