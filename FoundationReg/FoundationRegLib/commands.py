@@ -67,7 +67,7 @@ def chosen_settings(args: argparse.Namespace):
 
     changes: dict[str, Any] = {}
     if args.encoder:
-        changes["encoders"] = ",".join(args.encoder)
+        changes["encoders"] = args.encoder
     for name in ("device", "seed", "rigid", "affine"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)

@@ -35,6 +35,10 @@ class Settings:
         planes: the slice directions that 2-D encoders see.
         slice_gap_mm: distance between encoded slices.
         encoder_pixels: longer side of the encoder's input in pixels; 0 means the encoder's own.
+        encoder_layers: transformer blocks, counted from 0 or as -1 from the last, whose features are taken, side by
+            side where several are given; none means the network's own output.
+        encoder_normalisation: of the input as each network was ``trained``, or as in the ``study``.
+        encoder_precision: numbers that the encoders compute with; ``auto`` is what the device does fast and accurately.
         pca_components: channels kept of each foundation encoder by the shared PCA.
     Search
         search_spacing_mm: distance between the nodes of the discrete search. search_range_mm: its largest displacement.
@@ -64,6 +68,9 @@ class Settings:
     planes: tuple[Plane, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0
+    encoder_layers: tuple[int, ...] = ()
+    encoder_normalisation: Literal["trained", "study"] = "trained"
+    encoder_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     pca_components: int = 12
     search_spacing_mm: float = 6.0
     search_range_mm: float = 35.0
@@ -148,9 +155,7 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
     given = value
     try:
         if key == "encoders":
-            if isinstance(value, str):
-                value = [part.split("=") if "=" in part else (part, 1) for part in value.split(",")]
-            return tuple((str(name).strip(), float(weight)) for name, weight in value)
+            return tuple(_encoder(part) for part in (value.split(",") if isinstance(value, str) else value))
         if key == "planes":
             value = tuple(p.strip() for p in value.split(",")) if isinstance(value, str) else tuple(value)
             if not value or not set(value) <= set(get_args(Plane)):
@@ -161,6 +166,10 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
             if not value or any(v < 1 or v & (v - 1) for v in value):
                 raise ValueError
             return value
+        if key == "encoder_layers":
+            if value in (None, "", "none"):
+                return ()
+            return tuple(int(v) for v in (value.split(",") if isinstance(value, str) else value))
         if key in ("fixed_window", "moving_window"):
             if value in (None, "", "none"):
                 return None
@@ -180,3 +189,12 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
         return str(value)
     except (ValueError, KeyError, TypeError):
         raise InputError(f"The setting {key} cannot be {given!r}.") from None
+
+
+def _encoder(part: Any) -> tuple[str, float]:
+    """Id or path, and weight, of a pair or of a text such as ``mind`` or ``mind=0.5``."""
+    if isinstance(part, str):
+        name, equals, weight = part.rpartition("=")
+        part = (name, weight) if equals else (part, 1)
+    name, weight = part
+    return str(name).strip(), float(weight)

@@ -24,6 +24,8 @@ def test_texts_as_typed_become_the_right_types():
             "planes": "axial, sagittal",
             "fixed_window": "-200,300",
             "moving_window": "none",
+            "encoder_layers": "5, 11, -1",
+            "encoder_precision": "bfloat16",
         }
     )
     assert typed.rigid is False and typed.affine is True
@@ -31,6 +33,12 @@ def test_texts_as_typed_become_the_right_types():
     assert typed.encoders == (("mind", 0.5), ("medsam-lite", 1.0))
     assert typed.planes == ("axial", "sagittal")
     assert typed.fixed_window == (-200, 300) and typed.moving_window is None
+    assert typed.encoder_layers == (5, 11, -1) and typed.encoder_precision == "bfloat16"
+
+
+def test_encoders_may_be_given_one_by_one_with_any_path():
+    typed = Settings.from_dict({"encoders": ["mind=0.5", "/data/a,b/model.pt", ("C:\\m=1\\model.pt", 2)]})
+    assert typed.encoders == (("mind", 0.5), ("/data/a,b/model.pt", 1.0), ("C:\\m=1\\model.pt", 2.0))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +58,9 @@ def test_texts_as_typed_become_the_right_types():
         ({"encoders": []}, "at least one encoder"),
         ({"encoders": "mind=-1"}, "weight above zero"),
         ({"encoders": "mind=many"}, "cannot be 'mind=many'"),
+        ({"encoder_layers": "first"}, "cannot be 'first'"),
+        ({"encoder_precision": "int8"}, "one of auto, float32, bfloat16, float16"),
+        ({"encoder_normalisation": "none"}, "one of trained, study"),
     ],
 )
 def test_wrong_settings_get_one_plain_sentence(values, words):
