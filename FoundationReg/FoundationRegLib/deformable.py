@@ -10,7 +10,6 @@ import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ from .cache import Cache
 from .deformation import compose, exponential, resize
 from .encoders import catalogue, entry, load_encoder
 from .encoders.base import SliceEncoder
-from .features import FeatureRaster, SharedPCA, cache_key, encode, foreground_box, place
+from .encoders.loading import fingerprint
+from .features import FeatureRaster, encode_shared, foreground_box, place
 from .grid import Grid
 from .progress import Progress
 from .refinement import FeaturePair, Regulariser, adam, gauss_newton, local_normalised, sample, standardised, vagueness
@@ -61,11 +61,11 @@ class Pair:
 
     def key(self) -> str:
         """Hash of everything that the features and the search depend on."""
-        digest = hashlib.sha256(self.grid.affine.tobytes())
-        sides = (self.fixed, self.moving, self.fixed_body, self.moving_body, self.fixed_mask, self.moving_mask)
-        for array in (*sides, *(self.guides or ())):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return self.shown() + _digest(self.fixed_mask, self.moving_mask, *(self.guides or ()))
+
+    def shown(self) -> str:
+        """Hash of everything that the encoders are shown."""
+        return _digest(self.grid.affine, self.fixed, self.moving, self.fixed_body, self.moving_body)
 
 
 @dataclass
@@ -143,8 +143,11 @@ class _Levels:
         self.pair, self.settings, self.device = pair, settings, device
         self.progress, self.cache = progress, cache
         self.rasters: dict[str, tuple[FeatureRaster, FeatureRaster]] = {}
-        chosen = [settings.encoders, settings.planes, settings.slice_gap_mm, settings.encoder_pixels]
-        self.key = (pair.key(), str([*chosen, settings.pca_components, str(device)]))
+        chosen = [settings.planes, settings.slice_gap_mm, settings.pca_components, str(device)]
+        chosen += [getattr(settings, f"encoder_{what}") for what in ("pixels", "layers", "normalisation", "precision")]
+        files = [fingerprint(name) for name, _ in settings.encoders]
+        self.shown = (pair.shown(), str(chosen))
+        self.key = (pair.key(), str([*chosen, settings.encoders, files]))
 
     def grid(self, factor: int) -> Grid:
         shape = tuple(n // factor for n in self.pair.grid.shape)
@@ -167,38 +170,31 @@ class _Levels:
         for name in foundation:
             with self.progress.stage(f"encode {name}", 1 / len(foundation)):
                 made.rasters[name], made.weights[name] = self.cache.get(
-                    ("rasters", name, *self.key), lambda name=name: self._encoded(name)
+                    ("rasters", name, fingerprint(name), *self.shown), lambda name=name: self._encoded(name)
                 )
         self.rasters = made.rasters
 
     def _encoded(self, name: str) -> tuple[tuple[FeatureRaster, FeatureRaster], str]:
+        """Principal components of both images in one basis, and the SHA256 of the encoder's weights."""
         settings, pair = self.settings, self.pair
+        chosen = {what: getattr(settings, f"encoder_{what}") for what in ("precision", "layers", "normalisation")}
         encoder = self.cache.get(
-            ("encoder", name, str(self.device)), lambda: load_encoder(name, str(self.device), progress=self.progress)
+            ("encoder", name, fingerprint(name), str(self.device), str(chosen)),
+            lambda: load_encoder(name, str(self.device), progress=self.progress, **chosen),
         )
-        options: dict[str, Any] = {"box": foreground_box([pair.fixed_body, pair.moving_body], pair.grid)}
-        options |= {"slice_gap_mm": settings.slice_gap_mm, "pixels": settings.encoder_pixels, "subtract_empty": True}
+        bodies = (pair.fixed_body, pair.moving_body)
         planes = settings.planes if isinstance(encoder, SliceEncoder) else settings.planes[:1]
-        parts: list[tuple[FeatureRaster, FeatureRaster]] = []
+        parts = []
         for plane in planes:
-            both = []
-            for image, body in ((pair.fixed, pair.fixed_body), (pair.moving, pair.moving_body)):
-                with self.progress.stage(f"encode {name}", 0.5 / len(planes)):
-                    key = cache_key(image, pair.grid, encoder, plane=plane, body=body, **options)
-                    both.append(
-                        self.cache.get(
-                            key,
-                            lambda image=image, body=body, plane=plane: encode(
-                                image, pair.grid, encoder, plane, mask=body, progress=self.progress,
-                                memory_gb=settings.memory_gb, **options,
-                            ),
-                        )
-                    )  # fmt: skip
-            pca = SharedPCA.fit(both, settings.pca_components, [pair.fixed_body, pair.moving_body])
-            parts.append(tuple(pca.project(raster) for raster in both))
-        return parts[0] if len(parts) == 1 else tuple(self._joined(sides) for sides in zip(*parts, strict=True)), (
-            encoder.weights_sha256
-        )
+            with self.progress.stage(f"encode {name}", 1 / len(planes)):
+                made = encode_shared(
+                    (pair.fixed, pair.moving), bodies, pair.grid, encoder, settings.pca_components, plane,
+                    slice_gap_mm=settings.slice_gap_mm, pixels=settings.encoder_pixels, subtract_empty=True,
+                    box=foreground_box(bodies, pair.grid), memory_gb=settings.memory_gb, progress=self.progress,
+                )  # fmt: skip
+                parts.append(made)
+        both = parts[0] if len(parts) == 1 else tuple(self._joined(sides) for sides in zip(*parts, strict=True))
+        return both, encoder.weights_sha256
 
     def _joined(self, rasters: tuple[FeatureRaster, ...]) -> FeatureRaster:
         """The mean planes' channels side by side on the lattice of the search."""
@@ -246,6 +242,13 @@ class _Levels:
         """Spacing in mm of the level, weight of its fixed voxels, and the regulariser."""
         spacing = float(self.pair.grid.spacing[0]) * factor
         return spacing, self.mask("fixed", factor), _REGULARISER.scaled(self.settings.smoothness)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _is_mind(name: str) -> bool:

@@ -14,10 +14,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from . import __version__, alignment, metrics, weights
+from . import __version__, alignment, metrics
 from .cache import Cache
 from .deformable import Deformation, Pair, deform, search_factor
-from .encoders import catalogue, entry
+from .encoders.loading import require
 from .errors import InputError, OutOfMemory
 from .features import FeatureRaster, is_out_of_memory, place
 from .grid import Grid
@@ -119,7 +119,8 @@ def register(
     """
     settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
     device = choose_device(settings.device)
-    _check_encoders(settings)
+    for name, _ in settings.encoders:
+        require(name, settings.encoder_layers)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
@@ -187,13 +188,6 @@ def _content(inputs: Inputs) -> str:
             digest.update(value.tobytes())
         digest.update(b"|")
     return digest.hexdigest()
-
-
-def _check_encoders(settings: Settings) -> None:
-    """Raise for an unknown encoder, and for one whose weights are not here and cannot be fetched on the way."""
-    for name, _ in settings.encoders:
-        if name in catalogue() or not Path(name).exists():
-            weights.require(entry(name))
 
 
 def _aligning(settings: Settings) -> str:

@@ -6,6 +6,7 @@ from, and that its licence was accepted. Nothing touches the network unless a ca
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -68,8 +69,9 @@ def installed(item: Entry) -> Path | None:
 def status(item: Entry | str) -> dict[str, Any]:
     """What a list of encoders shows of one: plain values that JSON can hold.
 
-    ``ready``: it can run now. ``source``: ``none`` needed, else as in `Weights`. ``hash``: ``published``, ``recorded``
-    (first seen here) or empty. ``bytes``: of the file here, or of the download.
+    ``ready``: it can run now. ``needs``: a ``download``, a ``file`` that the user gets by hand, or nothing (empty).
+    ``source``: ``none`` needed, else as in `Weights`. ``hash``: ``published``, ``recorded`` (first seen here) or empty.
+    ``bytes``: of the file here, or of the download.
     """
     item = entry(item) if isinstance(item, str) else item
     path, record = installed(item), read_record(item)
@@ -80,6 +82,7 @@ def status(item: Entry | str) -> dict[str, Any]:
         "family": item.family,
         "suits": item.suits,
         "ready": item.weights is None or path is not None,
+        "needs": "" if item.weights is None or path is not None else "file" if _by_hand(item) else "download",
         "source": item.weights.source if item.weights else "none",
         "page": item.weights.page if item.weights else "",
         "file": str(path) if path else "",
@@ -234,6 +237,10 @@ def how_to_get(item: Entry) -> str:
     return f"foundationreg encoders download {item.id}"
 
 
+def _by_hand(item: Entry) -> bool:
+    return item.gated or item.weights.source == "manual"
+
+
 def read_record(item: Entry) -> dict[str, Any]:
     try:
         record = json.loads((models_folder() / item.id / RECORD).read_text(encoding="utf-8"))
@@ -251,7 +258,8 @@ def write_record(item: Entry, **changes: Any) -> None:
         temporary.write_text(json.dumps({**read_record(item), **changes}, indent=2), encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _from_wheel(item: Entry, path: Path, progress: Progress) -> str:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -107,30 +108,31 @@ def measure(id: str, way: str, file: str, slices: int, device: str, gradients: b
     }
 
 
-def random_weights(network) -> None:
-    """Weights as strong as a trained network's, the same for every way."""
+def random_weight(name: str, shape):
+    """A tensor as strong as a trained network's, the same for every way, drawn from its name."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    for name, value in network.state_dict().items():
-        one = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
-        scale = 0.02 if "pos" in name or "token" in name else value.shape[-1] ** -0.5 if value.ndim > 1 else 0.02
-        value.copy_(torch.randn(value.shape, generator=generator) * scale + one)
+    one = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
+    scale = 0.02 if "pos" in name or "token" in name or len(shape) < 2 else shape[-1] ** -0.5
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator) * scale + one
 
 
 def our_network(item):
     import torch
     from FoundationRegLib.encoders.sam import SamEncoder, new_vit
+    from FoundationRegLib.encoders.tiny_vit import TinyViT
     from FoundationRegLib.encoders.vit import VisionTransformer
 
     with torch.no_grad():
-        if item.family == "sam":
-            vit = new_vit(item.options["size"])
-            random_weights(vit)
-            return SamEncoder(vit, item.options.get("neck", True))
-        network = VisionTransformer(**item.options["network"])
-        random_weights(network)
-        return network
+        if item.family == "tiny_vit":
+            return TinyViT(item.options["stem_stride"]).eval().fold()
+        network = (
+            new_vit(item.options["size"]) if item.family == "sam" else VisionTransformer(**item.options["network"])
+        )
+        for name, value in network.state_dict().items():
+            value.copy_(random_weight(name, value.shape))
+    return SamEncoder(network, item.options.get("neck", True)) if sam else network
 
 
 def our_way(item, device: str, precision: str, _gradients: bool):
@@ -177,9 +179,8 @@ def original_network(item):
     """segment-anything's encoder at 1024 pixels, or transformers' model with its own plain attention."""
     import torch
 
-    ours = our_network(item)
     if item.family == "sam":
-        return ours.vit.eval()
+        return our_network(item).vit.eval()
     import transformers
 
     network = item.options["network"]
@@ -196,6 +197,9 @@ def original_network(item):
         model = transformers.Dinov2WithRegistersModel(config)
     else:
         model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, use_swiglu_ffn=network.get("gated", False)))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            draw_transformers_weight(name, value)
 
     class PatchTokens(torch.nn.Module):
         def __init__(self):
@@ -207,26 +211,21 @@ def original_network(item):
             tokens = self.model(pixel_values=x).last_hidden_state[:, -side * side :]
             return tokens.transpose(1, 2).unflatten(2, (side, side))
 
-    copy_weights(ours.state_dict(), model)
     return PatchTokens().eval()
 
 
-def copy_weights(state, model) -> None:
-    """Our names to transformers' by way of the same table that reads its files."""
+def draw_transformers_weight(name: str, value) -> None:
+    """Fill a tensor of transformers' model with what our network has under its own name for it."""
     from FoundationRegLib.encoders.vit import canonical
 
-    width = state["norm.weight"].shape[0]
-    for name, value in model.state_dict().items():
-        (own, _), *_ = canonical({name: value}).items() or [("", None)] if "mask_token" not in name else [("", None)]
-        if not own:
-            continue
-        for part, letter in enumerate(("q_proj", "k_proj", "v_proj")):
-            if f".attn.{letter}." in own:
-                whole = state[own.replace(letter, "qkv")]
-                value.copy_(whole[part * width : (part + 1) * width])
-                break
-        else:
-            value.copy_(state[own].view(value.shape))
+    own = next(iter(canonical({name: value})), "")  # what only training needs has no name of ours
+    for part, letter in enumerate(("q_proj", "k_proj", "v_proj", "query", "key", "value")):
+        if f".attn.{letter}." in own:
+            whole = random_weight(own.replace(letter, "qkv"), (3 * value.shape[0], *value.shape[1:]))
+            value.copy_(whole.chunk(3)[part % 3])
+            return
+    if own:
+        value.copy_(random_weight(own, value.shape))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from FoundationRegLib.encoders import load_encoder
+from FoundationRegLib import consent, weights
+from FoundationRegLib.encoders import load_encoder, loading
 from FoundationRegLib.encoders.base import SliceEncoder, VolumeEncoder
 from FoundationRegLib.errors import InputError, WeightsError
 
@@ -35,10 +36,101 @@ def saved(module, path):
     return path
 
 
-def test_torchscript_runs_only_when_trusted(tmp_path):
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder of weights, and nothing trusted yet."""
+    monkeypatch.setattr(consent, "_given", {})
+    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
+    return tmp_path / "models"
+
+
+def as_a_new_process(monkeypatch):
+    monkeypatch.setattr(consent, "_given", {})
+    consent._digest.cache_clear()
+
+
+def test_torchscript_runs_only_after_a_yes_to_exactly_this_content(tmp_path, monkeypatch):
     path = saved(Volumes(), tmp_path / "model.pt")
-    with pytest.raises(InputError, match="only if you trust"):
+    monkeypatch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("the program was run"))
+    for use in (load_encoder, loading.require):
+        with pytest.raises(InputError, match=r"model\.pt is TorchScript.*encoders trust"):
+            use(str(path))
+    monkeypatch.undo()
+    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
+    digest = consent.trust(path)
+    as_a_new_process(monkeypatch)
+    assert consent.trusted()[digest]["file"] == str(path)
+    loading.require(str(path))
+    assert load_encoder(str(path)).weights_sha256 == digest
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(path.read_bytes())
+    assert load_encoder(str(copy)).channels == 16, "the same content elsewhere"
+    saved(Slices(1), path)
+    with pytest.raises(InputError, match="is TorchScript"):
         load_encoder(str(path))
+
+
+def test_a_file_that_is_exchanged_after_the_check_does_not_run(tmp_path, monkeypatch):
+    path = saved(Volumes(), tmp_path / "model.pt")
+    consent.trust(path)
+    other = saved(Slices(1), tmp_path / "other.pt").read_bytes()
+    monkeypatch.setattr(type(path), "read_bytes", lambda _: other)
+    with pytest.raises(InputError, match="changed while it was read"):
+        load_encoder(str(path))
+
+
+def test_a_yes_can_be_taken_back_also_when_the_file_is_gone(tmp_path):
+    path = saved(Volumes(), tmp_path / "model.pt")
+    for _ in range(2):
+        consent.trust(path)
+        consent.distrust(path)
+        with pytest.raises(InputError, match="is TorchScript"):
+            load_encoder(str(path))
+    consent.trust(path)
+    path.unlink()
+    consent.distrust(path)
+    assert not consent.trusted()
+    with pytest.raises(InputError, match="not among the trusted"):
+        consent.distrust(path)
+
+
+def test_a_yes_holds_in_this_process_where_the_folder_cannot_be_written(tmp_path):
+    (tmp_path / "models").write_text("a file, no folder")
+    path = saved(Volumes(), tmp_path / "model.pt")
+    consent.trust(path)
+    assert load_encoder(str(path)).channels == 16
+
+
+def test_a_damaged_list_of_trusted_files_trusts_nothing(tmp_path, folder):
+    path = saved(Volumes(), tmp_path / "model.pt")
+    for content in ("{", "[]", '"x"'):
+        folder.mkdir(exist_ok=True)
+        (folder / consent.FILE).write_text(content)
+        assert not consent.is_trusted(path)
+
+
+def test_layers_of_a_program_cannot_be_chosen(tmp_path):
+    path = saved(Volumes(), tmp_path / "model.pt")
+    consent.trust(path)
+    for use in (load_encoder, loading.require):
+        with pytest.raises(InputError, match="last layer only"):
+            use(str(path), layers=(1,))
+
+
+@torch.inference_mode()
+def test_a_program_keeps_its_precision_unless_asked(tmp_path):
+    path = saved(Slices(1), tmp_path / "model.pt")
+    x = torch.rand(1, 1, 32, 32)
+    exact, half = (load_encoder(str(path), precision=p, trusted=True)(x) for p in ("auto", "bfloat16"))
+    assert 0 < (exact - half).abs().max() < 2e-2
+
+
+def test_the_fingerprint_changes_with_the_file(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"1")
+    first = loading.fingerprint(str(path))
+    path.write_bytes(b"22")
+    assert loading.fingerprint(str(path)) != first and loading.fingerprint("mind") == ""
 
 
 @pytest.mark.parametrize("inputs", [1, 3])
@@ -88,7 +180,25 @@ def test_a_transformers_folder_gives_the_models_patch_tokens(tmp_path, family):
     expected = model(pixel_values=(x.expand(-1, 3, -1, -1) - 0.5) / 0.25).last_hidden_state[:, -16:]
     assert torch.allclose(encoder(x).flatten(2).transpose(1, 2), expected, atol=1e-5)
     assert encoder(torch.rand(1, 1, 96, 48)).shape == (1, 48, 6, 3)
-    assert load_encoder(str(tmp_path), layers=(0, 1))(x).shape == (1, 96, 4, 4)
+    fused = load_encoder(str(tmp_path), layers=(-1, 0))(x)
+    hidden = model(pixel_values=(x.expand(-1, 3, -1, -1) - 0.5) / 0.25, output_hidden_states=True).hidden_states
+    both = torch.cat([torch.nn.functional.layer_norm(hidden[n][:, -16:], (48,)) for n in (1, 2)], -1)
+    assert torch.allclose(fused.flatten(2).transpose(1, 2), both, atol=1e-4)
+    with pytest.raises(InputError, match="layers 0 to 1 and not 2"):
+        load_encoder(str(tmp_path), layers=(2,))
+
+
+def test_a_transformers_folder_that_lacks_tensors_is_refused_with_their_names(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=64)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["encoder.layer.1.mlp.fc1.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"missing: encoder\.layer\.1\.mlp\.fc1\.weight"):
+        load_encoder(str(tmp_path))
 
 
 def test_code_in_a_transformers_folder_is_never_run(tmp_path):

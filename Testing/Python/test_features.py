@@ -6,20 +6,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from FoundationRegLib import features
+from FoundationRegLib import batches, features
 from FoundationRegLib.encoders.base import SliceEncoder, VolumeEncoder
 from FoundationRegLib.errors import Cancelled, InputError, OutOfMemory
-from FoundationRegLib.features import (
-    SharedPCA,
-    cache_key,
-    encode,
-    foreground_box,
-    place,
-    plane_axes,
-    token_weights,
-)
+from FoundationRegLib.features import SharedPCA, encode, encode_shared, foreground_box, place
 from FoundationRegLib.grid import Grid
 from FoundationRegLib.progress import Progress
+from FoundationRegLib.raster import token_weights
+from FoundationRegLib.slicing import plane_axes
 
 
 class Pooling:
@@ -173,15 +167,6 @@ def test_the_box_uses_all_pixels_for_the_anatomy():
     assert np.abs(placed - image)[mask].max() < 2e-3
 
 
-def test_shifted_copies_make_a_finer_raster_at_the_right_places():
-    grid = GRIDS["flipped"]
-    image = ramp(grid, 0) * 0.7 + ramp(grid, 1) * 0.3
-    coarse = encode(image, grid, Pooling(), "coronal")
-    fine = encode(image, grid, Pooling(), "coronal", shifts=2)
-    assert fine.values.shape[0] == 2 * coarse.values.shape[0] and fine.values.shape[2] == 2 * coarse.values.shape[2]
-    assert np.abs(inner(place(fine, grid)[0].numpy()) - inner(image)).max() < 2e-3
-
-
 def test_what_an_empty_slice_gives_can_be_taken_away():
     class Biased(Pooling):
         def __call__(self, slices):
@@ -193,13 +178,6 @@ def test_what_an_empty_slice_gives_can_be_taken_away():
     clean = encode(image, grid, Pooling())
     biased = encode(image, grid, Biased(), subtract_empty=True)
     assert torch.allclose(clean.values.float(), biased.values.float(), atol=2e-3)
-
-
-def test_cosine_brings_every_token_to_unit_length():
-    grid = GRIDS["plain"]
-    values = encode(ramp(grid, 0) + 0.1, grid, Pooling(), cosine=True).values.float()
-    lengths = values.norm(dim=-1)
-    assert torch.allclose(lengths[lengths > 0], torch.ones(()), atol=1e-3)
 
 
 def test_volume_encoders_see_the_whole_volume_and_keep_their_places():
@@ -251,18 +229,11 @@ def test_projected_features_are_centred_and_have_unit_mean_square_inside_the_mas
     pca = SharedPCA.fit(rasters, 5, masks)
     total, square, weight = 0, 0, 0
     for raster, mask in zip(rasters, masks, strict=True):
-        w = token_weights(mask, raster)[..., None].double()
+        w = token_weights(mask, raster.positions)[..., None].double()
         values = pca.project(raster).values.double()
         total, square, weight = total + (w * values).sum((0, 1, 2)), square + (w * values**2).sum(), weight + w.sum()
     assert (total / weight).abs().max() < 1e-3
     assert abs(square / weight / 5 - 1) < 1e-3
-
-
-def test_whitening_gives_every_component_the_same_strength(two_rasters):
-    rasters, _ = two_rasters
-    pca = SharedPCA.fit(rasters, 6, whiten=1.0)
-    values = torch.cat([pca.project(r).values.flatten(0, 2) for r in rasters])
-    assert torch.allclose(values.std(0), torch.ones(6), atol=1e-2)
 
 
 def test_fitting_twice_gives_the_same_bits(two_rasters):
@@ -277,19 +248,31 @@ def test_masks_that_hold_no_token_are_refused(two_rasters):
         SharedPCA.fit(rasters, 4, [np.zeros_like(m) for m in masks])
 
 
-def test_a_full_memory_halves_the_batch_and_a_hopeless_one_says_what_to_do():
-    done, limit = [], 2
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_full_memory_halves_what_goes_at_a_time_and_keeps_the_order(device, monkeypatch):
+    """Threads on the CPU, batches elsewhere; the device itself is not touched."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    running, seen, taken = [], [], []
+    limit = 2
 
-    def work(batch):
-        if len(batch) > limit:
+    def work(jobs):
+        running.extend(jobs)
+        time.sleep(0.05)
+        crowd = len(running)
+        for job in jobs:
+            running.remove(job)
+        if crowd > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        done.append(batch)
+        seen.append(len(jobs))
+        return [torch.tensor(float(job)) for job in jobs]
 
-    features._in_batches(list(range(7)), work, 5, Progress())
-    assert done == [[0, 1], [2, 3], [4, 5], [6]]
+    batches.run(range(7), work, lambda job, made: taken.append((job, int(made))), 5, torch.device(device), Progress())
+    assert taken == [(n, n) for n in range(7)]
+    assert seen[-4:] == [1, 1, 1, 1] if device == "cpu" else seen == [2, 2, 2, 1]
     limit = 0
     with pytest.raises(OutOfMemory, match="fewer encoder pixels"):
-        features._in_batches([0], work, 5, Progress())
+        batches.run([0], work, lambda *_: None, 5, torch.device(device), Progress())
 
 
 def test_running_out_of_main_memory_says_what_to_do():
@@ -322,26 +305,6 @@ def test_the_user_can_stop_between_slices_and_threads_are_as_before():
         encode(ramp(GRIDS["plain"], 0), GRIDS["plain"], encoder, slice_gap_mm=3, progress=progress)
     assert len(encoder.batches) < 12
     assert torch.get_num_threads() == threads
-
-
-def test_the_cache_key_changes_with_everything_that_matters_and_nothing_else():
-    grid, image, encoder = GRIDS["plain"], ramp(GRIDS["plain"], 0), Pooling()
-    other_weights = Pooling()
-    other_weights.weights_sha256 = "1"
-    moved = grid.padded(1, -1)
-    changed = image.copy()
-    changed[3, 4, 5] += 1e-6
-    box = foreground_box([image > 0.5], grid)
-    keys = [
-        cache_key(image, grid, encoder, plane="axial", box=box),
-        cache_key(changed, grid, encoder, plane="axial", box=box),
-        cache_key(image, moved, encoder, plane="axial", box=box),
-        cache_key(image, grid, other_weights, plane="axial", box=box),
-        cache_key(image, grid, encoder, plane="coronal", box=box),
-        cache_key(image, grid, encoder, plane="axial", box=None),
-    ]
-    assert all(a != b for a, b in itertools.combinations(keys, 2))
-    assert keys[0] == cache_key(image.copy(), grid, Pooling(), box=box, plane="axial")
 
 
 def test_an_unknown_plane_or_a_wrong_shape_is_said_plainly():

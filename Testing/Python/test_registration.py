@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid
-from FoundationRegLib import deformable, image, registration
+from FoundationRegLib import deformable, image, registration, weights
 from FoundationRegLib.cache import Cache
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
 from FoundationRegLib.progress import Progress
@@ -419,7 +419,7 @@ def test_bad_settings_are_refused(change):
 
 
 def test_missing_weights_are_told_before_long_work(shifted_pair, monkeypatch, tmp_path):
-    monkeypatch.setattr(registration.weights, "installed", lambda item: None)
+    monkeypatch.setattr(weights, "installed", lambda item: None)
     monkeypatch.setattr(registration.alignment, "prepare", forbidden)
     with pytest.raises(WeightsError, match="foundationreg encoders download sam-b"):
         register(*shifted_pair, MIND.replace(encoders="sam-b"))

@@ -5,9 +5,9 @@ Importing this package imports no torch.
 
 from __future__ import annotations
 
-from .catalogue import Entry, Weights, catalogue, entry
+from .catalogue import Entry, Weights, catalogue, entry, own_model
 
-__all__ = ["Entry", "Weights", "catalogue", "entry", "load_encoder"]
+__all__ = ["Entry", "Weights", "catalogue", "entry", "load_encoder", "own_model"]
 
 
 def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress=None, **options):

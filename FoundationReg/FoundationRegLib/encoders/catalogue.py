@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -79,3 +80,19 @@ def entry(id: str) -> Entry:
     near = difflib.get_close_matches(id, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else f". There are: {', '.join(known)}."
     raise InputError(f"There is no encoder {id!r}{hint}")
+
+
+def own_model(id: str) -> Path | None:
+    """The file or folder that ``id`` names when it is a model of the user's own; None when the catalogue has it.
+
+    Raises `InputError` when there is neither.
+    """
+    if id in catalogue():
+        return None
+    path = Path(id).expanduser()
+    if path.exists():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise InputError(f"There is no encoder {id!r}: no such file or folder is on this computer.")
+    entry(id)
+    return None

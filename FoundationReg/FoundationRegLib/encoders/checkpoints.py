@@ -57,13 +57,14 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -
             if name in state and state[name].shape != own[name].shape
         ],
     }
-    found = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+    found = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
     if found:
         raise WeightsError(f"The file {path} does not fit this encoder. Keys {found}.")
     network.load_state_dict(dict(state))
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def some(names: list[str], limit: int = 5) -> str:
+    """The first of ``names``, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 

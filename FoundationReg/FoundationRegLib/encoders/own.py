@@ -10,55 +10,75 @@ anatomix's exported models are of that kind.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import consent
 from ..errors import InputError, WeightsError
 from ..wheels import sha256
 from .base import SliceEncoder, VolumeEncoder
 from .catalogue import Entry
-from .checkpoints import first_line
-from .loading import NetworkEncoder
+from .checkpoints import first_line, some
+from .loading import NetworkEncoder, choose_precision, numbered
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 # Sides that are tried out: multiples of every usual stride.
 _TRIAL_SLICE, _TRIAL_VOLUME = 224, 64
+# Voxels or pixels of the coarsest level in common networks: five poolings.
+_COARSEST = 32
 
 
 def load_own(
-    path: Path, device: torch.device, precision: torch.dtype, layers: Sequence[int] = (), trusted: bool = False
+    path: Path, device: torch.device, precision: str = "auto", layers: Sequence[int] = (), trusted: bool = False
 ) -> SliceEncoder | VolumeEncoder:
-    """The encoder in ``path``. Raises `InputError` when it is no encoder, or TorchScript that is not ``trusted``."""
+    """The encoder in ``path``; arguments as of `loading.load_encoder`.
+
+    Raises `InputError` when it is no encoder, or TorchScript that is trusted neither here nor by `consent.trust`.
+    """
+    path = consent.checked(path)
     if path.is_dir():
-        return _from_folder(path, device, precision, layers)
-    if path.suffix not in (".pt", ".pth", ".ts", ".torchscript", ".jit"):
-        raise InputError(f"{path} is no TorchScript file (.pt) and no transformers folder.")
-    if not trusted:
-        raise InputError(
-            f"{path} is TorchScript: a program that would run on this computer. Use it only if you trust where it "
-            "comes from, and say so."
-        )
-    return _from_torchscript(path, device, precision)
+        return _from_folder(path, device, choose_precision(precision, device), layers)
+    numbered(path.name, layers, 0)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if not trusted and digest not in consent.trusted():
+        consent.require(path)
+        raise InputError(f"{path} changed while it was read; try again.")
+    # A program that somebody exported runs in the precision that it was written for, unless asked otherwise.
+    chosen = torch.float32 if precision == "auto" else choose_precision(precision, device)
+    return _from_torchscript(path, content, digest, device, chosen)
 
 
 class VolumeNetworkEncoder:
     """A `VolumeEncoder` around a network from (1, channels, D, H, W) to a raster of features."""
 
-    def __init__(self, path: Path, network: Callable[[Tensor], Tensor], trial: _Trial, device: torch.device):
-        self.id, self.weights_sha256 = str(path), sha256(path)
-        self.channels, self.stride, self.device = trial.channels, trial.stride, device
-        self.multiple = max(trial.stride, 16)
+    def __init__(
+        self,
+        path: Path,
+        network: nn.Module,
+        trial: _Trial,
+        device: torch.device,
+        precision: torch.dtype,
+        digest: str,
+    ):
+        self.id, self.weights_sha256 = str(path), digest
+        self.channels, self.stride, self.multiple = trial.channels, trial.stride, trial.multiple
+        self.device, self.precision = device, precision
         self._network, self._inputs = network, trial.inputs
 
     @torch.inference_mode()
     def __call__(self, volume: Tensor) -> Tensor:
         x = volume.to(self.device, torch.float32).expand(-1, self._inputs, -1, -1, -1)
-        return _raster(self._network(x)).float()
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return _raster(self._network(x)).float()
 
 
 class _Trial:
@@ -67,6 +87,8 @@ class _Trial:
     def __init__(self, inputs: int, size: int, made: Tensor):
         self.inputs, self.channels = inputs, made.shape[1]
         self.stride = size // made.shape[-1]
+        # A network with pooling wants multiples of its coarsest level, which its output does not show.
+        self.multiple = self.stride if self.stride >= 8 else math.lcm(self.stride, _COARSEST)
         sides = set(made.shape[2:])
         if len(sides) != 1 or self.stride * made.shape[-1] != size:
             raise ValueError(f"an input of side {size} became a raster of {tuple(made.shape[2:])}")
@@ -85,9 +107,12 @@ class _TorchScriptSlices(nn.Module):
         return _raster(self.module(x[:, : self.inputs]))
 
 
-def _from_torchscript(path: Path, device: torch.device, precision: torch.dtype) -> SliceEncoder | VolumeEncoder:
+def _from_torchscript(
+    path: Path, content: bytes, digest: str, device: torch.device, precision: torch.dtype
+) -> SliceEncoder | VolumeEncoder:
+    """The encoder in ``content``, the very bytes that the user trusts."""
     try:
-        module = torch.jit.load(str(path), map_location=device).eval()
+        module = torch.jit.load(io.BytesIO(content), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as TorchScript: {first_line(error)}") from None
     problems = []
@@ -103,19 +128,20 @@ def _from_torchscript(path: Path, device: torch.device, precision: torch.dtype) 
             problems.append(f"{inputs} x {dimensions}-D: {first_line(error)}")
             continue
         if dimensions == 3:
-            return VolumeNetworkEncoder(path, module, trial, device)
-        options = {"mean": 0.0, "std": 1.0}
-        item = Entry(str(path), path.stem, "own", trial.channels, trial.stride, 32 * trial.stride, options=options)
-        return NetworkEncoder(item, _TorchScriptSlices(module, trial), device, precision, sha256(path))
+            return VolumeNetworkEncoder(path, module, trial, device, precision, digest)
+        options = {"mean": 0.0, "std": 1.0, "multiple": trial.multiple}
+        pixels = max(256, 32 * trial.stride)
+        item = Entry(str(path), path.stem, "own", trial.channels, trial.stride, pixels, options=options)
+        return NetworkEncoder(item, _TorchScriptSlices(module, trial), device, precision, digest)
     raise InputError(f"{path} takes neither slices nor volumes ({'; '.join(problems)}).")
 
 
 class _TransformersSlices(nn.Module):
     """A transformers vision model as a network of `NetworkEncoder`: its patch tokens as a raster."""
 
-    def __init__(self, model: nn.Module, patch: int, layers: Sequence[int]):
+    def __init__(self, model: nn.Module, patch: int, layers: tuple[int, ...]):
         super().__init__()
-        self.model, self.patch, self.layers = model, patch, tuple(layers)
+        self.model, self.patch, self.layers = model, patch, layers
         self.channels = model.config.hidden_size * max(1, len(self.layers))
         self._options = {"interpolate_pos_encoding": True} if _takes(model, "interpolate_pos_encoding") else {}
 
@@ -141,13 +167,20 @@ def _from_folder(path: Path, device: torch.device, precision: torch.dtype, layer
     if not (path / "config.json").is_file():
         raise InputError(f"The folder {path} holds no model of transformers (config.json is missing).")
     try:
-        model = transformers.AutoModel.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model, found = transformers.AutoModel.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
     except Exception as error:
         raise WeightsError(f"transformers cannot read the model in {path}: {first_line(error)}") from None
+    # transformers fills what a file lacks with random numbers; of that, only the pooled summary is not used here.
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise WeightsError(f"The weights in {path} do not fit the model. Keys missing: {some(missing)}.")
     model = getattr(model, "vision_model", model)
     patch = getattr(model.config, "patch_size", None)
     if not isinstance(patch, int):
         raise InputError(f"The model in {path} is no vision transformer with square patches.")
+    layers = numbered(path.name, layers, getattr(model.config, "num_hidden_layers", 0))
     network = _TransformersSlices(model.eval(), patch, layers)
     pixels = getattr(model.config, "image_size", None)
     pixels = pixels if isinstance(pixels, int) else 32 * patch
