@@ -134,7 +134,7 @@ def _add_register(commands) -> None:
         "--encoder",
         action="append",
         metavar="ID[=WEIGHT]",
-        help="repeat to combine encoders; see `foundationreg encoders`",
+        help="see `foundationreg encoders`, or the path of your own model; repeat to combine several",
     )
     method.add_argument("--affine", action=argparse.BooleanOptionalAction, default=None, help="affine stage")
     method.add_argument("--rigid", action=argparse.BooleanOptionalAction, default=None, help="rigid stage")
@@ -157,6 +157,9 @@ def _add_register(commands) -> None:
     guides.add_argument("--guide-with-labels", action="store_true", help="let the labels also guide the registration")
     guides.add_argument("--guide-with-points", action="store_true", help="let the points also guide the registration")
     parser.add_argument("--download", action="store_true", help="fetch weights that are missing without asking")
+    parser.add_argument(
+        "--trust-model", action="store_true", help="run your own TorchScript file, a program, without asking"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -203,6 +206,14 @@ def _add_encoders(commands) -> None:
     imported.add_argument("id", metavar="ID")
     imported.add_argument("input", metavar="FILE")
     imported.set_defaults(action="import")
+    trust = {
+        "trust": "let a TorchScript file of your own run, as it is now; it is a program",
+        "distrust": "do not run it any more",
+    }
+    for action, summary in trust.items():
+        sub = actions.add_parser(action, help=summary)
+        sub.add_argument("model", metavar="FILE")
+        sub.set_defaults(action=action)
     for action, summary in (("remove", "delete weights"), ("verify", "check weights against their published hash")):
         sub = actions.add_parser(action, help=summary)
         sub.add_argument("id", metavar="ID")

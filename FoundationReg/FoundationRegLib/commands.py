@@ -32,7 +32,7 @@ def register(args: argparse.Namespace) -> None:
     for what, file in single_files.items():
         require_suffix(what, file, IMAGE_OUTPUTS if what == "warped image" else TRANSFORM_OUTPUTS)
     settings = chosen_settings(args)
-    require_weights(settings, args.download, args.quiet)
+    require_encoders(settings, args.download, args.trust_model, args.quiet)
     folders = [Path(args.output)] if args.output else []
     folders += [parent_of(file) for file in single_files.values() if file]
 
@@ -79,24 +79,47 @@ def chosen_settings(args: argparse.Namespace):
     return Settings.from_preset(args.preset, **changes)
 
 
-def require_weights(settings, download: bool, quiet: bool = False) -> None:
-    """Raise for an unknown encoder or for missing weights, unless ``download`` allows to fetch them now."""
+def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = False) -> None:
+    """Raise for an unknown encoder, for missing weights, unless ``download`` allows to fetch them now, and for a
+    program of the user's own that is not trusted."""
     from . import weights
-    from .encoders import entry
+    from .encoders import entry, own_model
 
     for name, _ in settings.encoders:
-        if Path(name).exists():  # the user's own model
+        if path := own_model(name):
+            agree_to_run(path, trust_model)
             continue
         item = entry(name)
-        if weights.status(item)["ready"]:
+        state = weights.status(item)
+        if state["ready"]:
             continue
-        by_hand = item.gated or item.weights.source == "manual"
+        by_hand = state["needs"] == "file"
         if by_hand or not download:
             hint = "" if by_hand else f"{facts_of(item)}, or add --download"
             raise WeightsError(
                 f"The weights of {item.title} are not on this computer: {weights.how_to_get(item)}{hint}"
             )
         fetch(item.id, quiet)
+
+
+def agree_to_run(path: Path, trusted: bool) -> None:
+    """Ask before a TorchScript file runs, unless its content was trusted before. Raises `InputError` without a yes."""
+    from . import consent
+
+    path = consent.checked(path)
+    if consent.is_trusted(path):
+        return
+    question = consent.question(path)
+    if not trusted:
+        if not sys.stdin.isatty():
+            raise InputError(f"{question} If you trust where it comes from, add --trust-model.")
+        if not said_yes(f"{question}\nDo you trust where it comes from, and may it run? [y/N] "):
+            raise InputError(f"{path} was not run.")
+    consent.trust(path)
+
+
+def said_yes(question: str) -> bool:
+    return input(question).strip().lower() in ("y", "yes")
 
 
 def facts_of(item) -> str:
@@ -233,13 +256,17 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def encoders(args: argparse.Namespace) -> None:
-    from . import weights
+    from . import consent, weights
     from .encoders import catalogue, entry
 
     if args.action == "list":
         from .console import print_encoders
 
-        print_encoders([weights.status(item) for item in catalogue().values()], weights.models_folder())
+        states = [weights.status(item) for item in catalogue().values()]
+        print_encoders(states, weights.models_folder(), [facts["file"] for facts in consent.trusted().values()])
+        return
+    if args.action in ("trust", "distrust"):
+        trust_or_not(args.model, args.action == "trust")
         return
     item = entry(args.id)
     if args.action == "download":
@@ -257,6 +284,22 @@ def encoders(args: argparse.Namespace) -> None:
         print(f"{item.title}: SHA256 {digest}, as {weights.status(item)['hash'] or 'recorded'}.")
 
 
+def trust_or_not(model: str, yes: bool) -> None:
+    """Remember or forget that the user trusts a TorchScript file, for every later run with this folder of weights."""
+    from . import consent, weights
+
+    if not yes:
+        consent.distrust(model)
+        print(f"{model} will not be run any more.")
+        return
+    path = consent.checked(model)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; it is only read, never run, and needs no trust.")
+    if consent.trust(path) not in consent.kept():
+        raise WeightsError(f"This cannot be remembered: the folder {weights.models_folder()} cannot be written to.")
+    print(f"{path} (SHA256 {consent.digest(path)}) may run: --encoder {path}")
+
+
 def agree_to_licence(item, accepted: bool) -> None:
     """Ask once before weights with a licence beyond the usual open ones are fetched. Raises `WeightsError`."""
     from . import weights
@@ -267,7 +310,7 @@ def agree_to_licence(item, accepted: bool) -> None:
     about += f", see {item.licence_url}" if item.licence_url else ""
     if not sys.stdin.isatty():
         raise WeightsError(f"{about}; to agree, add --accept-licence.")
-    if input(f"{about}.\nDo you agree, and shall it be downloaded? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not said_yes(f"{about}.\nDo you agree, and shall it be downloaded? [y/N] "):
         raise WeightsError(f"The weights of {item.title} were not downloaded.")
 
 

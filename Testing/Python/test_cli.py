@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fakes import SHIFT, blob_image, fake_register
-from FoundationRegLib import cli, commands, image, registration, weights
+from FoundationRegLib import cli, commands, consent, image, registration, weights
 from FoundationRegLib.errors import OutOfMemory, WeightsError
 
 RESULTS = {"transform.h5", "warped.nii.gz", "jacobian.nii.gz", "result.json", "report.html"}
@@ -126,7 +126,7 @@ def test_encoder_weights_and_settings_reach_the_registration(pair, monkeypatch):
         return fake_register(fixed, moving, settings, **others)
 
     monkeypatch.setattr(registration, "register", spy)
-    monkeypatch.setattr(commands, "require_weights", lambda *arguments: None)
+    monkeypatch.setattr(commands, "require_encoders", lambda *arguments: None)
     sitk.WriteTransform(sitk.TranslationTransform(3, SHIFT), str(pair / "start.tfm"))
     more = ["--encoder", "medsam-lite=0.5", "--no-affine", "--device", "cpu", "--initial-transform", pair / "start.tfm"]
     more += ["--exclude-fixed", pair / "fixed.nii.gz", "--guide-with-points", "--set", "slice_gap_mm=4"]
@@ -310,6 +310,67 @@ def test_download_flag_fetches_missing_weights(pair, fake, monkeypatch):
     monkeypatch.setattr(weights, "download", lambda id, **more: fetched.append(id), raising=False)
     assert register(pair, "-o", pair / "out", "-q", "--download", "-e", "medsam-lite") == 0
     assert fetched == ["medsam-lite"]
+
+
+# One's own model
+
+
+@pytest.fixture
+def model(pair, monkeypatch):
+    """A TorchScript file as far as the command line can tell; nothing is trusted yet."""
+    monkeypatch.setattr(consent, "_given", {})
+    monkeypatch.setattr(weights, "_folder", pair / "models")
+    (pair / "model.pt").write_bytes(b"a program")
+    return pair / "model.pt"
+
+
+def test_a_program_wants_a_yes_before_any_work(pair, model, capsys, monkeypatch):
+    monkeypatch.setattr(registration, "register", lambda *a, **k: pytest.fail("the work began"))
+    arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", model]
+    said = refused(capsys, *arguments)
+    assert str(model) in said and "program" in said and "--trust-model" in said and not (pair / "out").exists()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n" if "model.pt" in question else "y")
+    assert "was not run" in refused(capsys, *arguments)
+    assert not consent.trusted()
+
+
+@pytest.mark.parametrize("answer", ["--trust-model", "typed", "earlier"])
+def test_a_yes_is_remembered_for_exactly_this_content(pair, model, fake, capsys, monkeypatch, answer):
+    more = ["-o", pair / "out", "-q", "-e", f"{model}=0.5"]
+    if answer == "typed":
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda _: "yes")
+    elif answer == "earlier":
+        assert cli.main(["encoders", "trust", str(model)]) == 0
+    assert register(pair, *more, *(["--trust-model"] if answer == "--trust-model" else [])) == 0
+    monkeypatch.setattr(consent, "_given", {})
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert register(pair, *more) == 0
+    assert cli.main(["encoders"]) == 0
+    assert f"Trusted to run: {model}" in capsys.readouterr().out.replace("\n", "")
+    model.write_bytes(b"another program")
+    assert "add --trust-model" in refused(capsys, "register", pair / "fixed.nii.gz", pair / "moving.nii.gz", *more)
+
+
+def test_trust_can_be_taken_back_and_is_refused_where_it_makes_no_sense(pair, model, capsys):
+    assert cli.main(["encoders", "trust", str(model)]) == 0 and consent.is_trusted(model)
+    assert cli.main(["encoders", "distrust", str(model)]) == 0 and not consent.is_trusted(model)
+    assert "not among the trusted" in refused(capsys, "encoders", "distrust", model)
+    assert "does not exist" in refused(capsys, "encoders", "trust", pair / "absent.pt")
+    assert "no TorchScript file" in refused(capsys, "encoders", "trust", pair / "fixed.nii.gz")
+    assert "only read, never run" in refused(capsys, "encoders", "trust", pair)
+
+
+def test_trust_that_cannot_be_kept_is_said(pair, model, capsys, monkeypatch):
+    (pair / "file").write_text("no folder")
+    monkeypatch.setattr(weights, "_folder", pair / "file")
+    assert "cannot be written to" in refused(capsys, "encoders", "trust", model)
+
+
+def test_a_model_that_is_not_there_is_said(pair, capsys):
+    said = refused(capsys, "register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "m.pt")
+    assert "There is no encoder 'm.pt': no such file or folder" in said
 
 
 # Failing while it works

@@ -1,7 +1,10 @@
 """Features stand where the anatomy is, on every plane and grid, and the shared basis is numpy's."""
 
-import itertools
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,6 +276,115 @@ def test_a_full_memory_halves_what_goes_at_a_time_and_keeps_the_order(device, mo
     limit = 0
     with pytest.raises(OutOfMemory, match="fewer encoder pixels"):
         batches.run([0], work, lambda *_: None, 5, torch.device(device), Progress())
+
+
+class Patches(Pooling):
+    """Twelve fixed linear features of each patch."""
+
+    channels = 12
+    kernel = (
+        torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        * torch.linspace(2, 0.1, 12)[:, None, None, None]
+    )
+
+    def __call__(self, slices):
+        self.batches.append(len(slices))
+        return torch.nn.functional.conv2d(slices, self.kernel, stride=4)
+
+
+@pytest.mark.parametrize("memory_gb", [0.0, 1e-6], ids=["tokens kept", "encoded twice"])
+def test_images_get_the_components_of_numpys_svd_of_all_their_tokens(memory_gb):
+    rng = np.random.default_rng(5)
+    grids = {name: GRIDS[name] for name in ("flipped", "permuted")}
+    for grid in grids.values():
+        images = [rng.random(grid.shape, dtype=np.float32) for _ in range(2)]
+        masks = [np.ones(grid.shape, bool), np.ones(grid.shape, bool)]
+        masks[1][:, 4:] = False
+        encoder = Patches()
+        found = encode_shared(images, masks, grid, encoder, 4, "coronal", slice_gap_mm=7, memory_gb=memory_gb)
+        slices = sum(encoder.batches)
+        rasters = [
+            encode(i, grid, encoder, "coronal", slice_gap_mm=7, mask=m) for i, m in zip(images, masks, strict=True)
+        ]
+        assert slices == (sum(encoder.batches) - slices) * (1 if memory_gb == 0 else 2)
+        rows = np.concatenate([r.values.double().numpy().reshape(-1, 12) for r in rasters])
+        weights = np.concatenate(
+            [token_weights(m, r.positions).numpy().ravel() for m, r in zip(masks, rasters, strict=True)]
+        )
+        mean = np.average(rows, 0, weights)
+        _, _, directions = np.linalg.svd((rows - mean) * np.sqrt(weights)[:, None], full_matrices=False)
+        expected = (rows - mean) @ directions[:4].T
+        expected *= np.sign(directions[:4].T[np.abs(directions[:4]).argmax(1), range(4)])
+        expected /= np.sqrt(np.average((expected**2).mean(1), weights=weights))
+        values = np.concatenate([r.values.numpy().reshape(-1, 4) for r in found])
+        assert np.abs(values - expected).max() < 5e-3
+        for raster, other in zip(found, rasters, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(raster.positions, other.positions, strict=True))
+
+
+MEMORY = """
+import sys, numpy as np, torch
+from pathlib import Path
+from FoundationRegLib.features import encode_shared
+from FoundationRegLib.grid import Grid
+class Wide:
+    id, channels, stride, multiple, pixels, weights_sha256, bytes_per_pixel = "wide", 512, 4, 4, 128, "", 600
+    def __call__(self, slices):
+        return torch.nn.functional.avg_pool2d(slices, 4) * torch.arange(512.0)[:, None, None]
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1e3
+grid = Grid((100, 64, 64), np.eye(4))
+images = [np.random.default_rng(n).random(grid.shape, np.float32) for n in range(2)]
+masks = [np.ones(grid.shape, bool)] * 2
+encode_shared([i[:2] for i in images], [m[:2] for m in masks], Grid((2, 64, 64), np.eye(4)), Wide(), 3)
+before = peak()
+encode_shared(images, masks, grid, Wide(), 3, slice_gap_mm=1.0, memory_gb=float(sys.argv[1]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of peak memory")
+def test_the_memory_limit_bounds_what_tokens_take():
+    """100 slices of two images have 200 MB of tokens at half precision."""
+
+    def megabytes(limit_gb):
+        command = [sys.executable, "-c", MEMORY, str(limit_gb)]
+        folder = Path(features.__file__).parents[1]
+        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
+        return float(done.stdout)
+
+    assert megabytes(1.0) > 100
+    assert megabytes(0.1) < 60
+
+
+def test_the_memory_limit_bounds_how_many_slices_go_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+    class Crowd(Pooling):
+        bytes_per_pixel, weights_bytes = 1000, 4_000_000
+
+        def __init__(self):
+            super().__init__()
+            self.running, self.most, self.lock = 0, 0, threading.Lock()
+
+        def __call__(self, slices):
+            with self.lock:
+                self.running += 1
+                self.most = max(self.most, self.running)
+            time.sleep(0.02)
+            with self.lock:
+                self.running -= 1
+            return super().__call__(slices)
+
+    def most(memory_gb):
+        encoder = Crowd()
+        encode(ramp(GRIDS["plain"], 0), GRIDS["plain"], encoder, slice_gap_mm=3, memory_gb=memory_gb)
+        return encoder.most
+
+    # A picture of 56 x 64 pixels takes 3.6 MB; the weights take 4 MB, and half of the rest is for pictures.
+    assert most(0.0) > 3 and most(0.0195) == 2 and most(0.012) == 1 and most(0.001) == 1
 
 
 def test_running_out_of_main_memory_says_what_to_do():
