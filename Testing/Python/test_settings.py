@@ -80,6 +80,7 @@ def test_presets_that_ship_are_valid():
         preset = settings.read_preset(name)
         assert {"title", "summary", "settings"} <= set(preset)
         assert Settings.from_preset(name).preset == name
+    assert [n for n in settings.preset_names() if Settings.from_preset(n).encoder_normalisation == "study"] == ["study"]
 
 
 def test_a_preset_file_of_ones_own(tmp_path):

@@ -1,0 +1,163 @@
+"""What a user can choose about encoders, through `register`: layers, normalisation, precision, memory, own models."""
+
+import numpy as np
+import pytest
+import torch
+from FoundationRegLib import consent, deformable, registration, weights
+from FoundationRegLib.cache import Cache
+from FoundationRegLib.encoders import Entry, Weights, catalogue, load_encoder
+from FoundationRegLib.encoders.vit import VisionTransformer
+from FoundationRegLib.errors import InputError
+from FoundationRegLib.registration import register
+from test_encoders_own import Slices, Volumes, saved
+from test_registration import MIND, a_pair, error_mm, shifted
+
+NETWORK = {"width": 48, "depth": 3, "heads": 3, "patch": 8, "table": 6}
+QUICK = MIND.replace(encoders="small", iterations=1, slice_gap_mm=20.0)
+
+
+@pytest.fixture(scope="module")
+def pair(phantom):
+    return a_pair(phantom, shifted)
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    """A small DINOv2 with random weights in its published layout, taken in like a real one; nothing is trusted."""
+    monkeypatch.setattr(consent, "_given", {})
+    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
+    options = {"network": NETWORK, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "study_mean": 0.0}
+    item = Entry("small", "Small", "dinov2", 48, 8, 64, Weights("manual", "small.pth", page="https://example.org"),
+                 options={**options, "study_std": 1.0})  # fmt: skip
+    monkeypatch.setitem(catalogue(), "small", item)
+    import_random(tmp_path, 0)
+    return item
+
+
+def import_random(folder, seed):
+    generator = torch.Generator().manual_seed(seed)
+    state = VisionTransformer(**NETWORK).state_dict()
+    for name, value in state.items():
+        one = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.3 + one)
+    torch.save(state, folder / "random.pth")
+    weights.remove("small")
+    weights.import_file("small", folder / "random.pth")
+
+
+def pictures(result, name="small"):
+    return np.stack([result.features[name][side].astype(float) for side in ("fixed", "moving")])
+
+
+def mean_difference(first, second):
+    """Of pictures, in units of 0..255, whatever the sign of a component."""
+    a, b = pictures(first), pictures(second)
+    flipped = np.where(b > 0, 255 - b, 0)
+    each = [min(np.abs(a[..., n] - other[..., n]).mean() for other in (b, flipped)) for n in range(3)]
+    return float(np.mean(each))
+
+
+def test_layers_normalisation_and_precision_are_those_of_the_settings(pair):
+    usual = register(*pair, QUICK)
+    assert usual.record["weights_sha256"] == {"small": weights.verify("small")}
+    last = register(*pair, QUICK.replace(encoder_layers="-1"))
+    assert mean_difference(usual, last) == 0, "the last block's normalised output is the network's own"
+    half = register(*pair, QUICK.replace(encoder_precision="bfloat16"))
+    assert 0 < mean_difference(usual, half) < 6
+    for change in ({"encoder_layers": "0,1"}, {"encoder_normalisation": "study"}):
+        other = register(*pair, QUICK.replace(**change))
+        assert mean_difference(usual, other) > 6 and other.record["settings"]["encoders"] == [["small", 1.0]]
+
+
+def test_what_is_chosen_arrives_at_the_network(pair, monkeypatch):
+    """The features that `register` asks for are those of the layers and the normalisation, computed by hand."""
+    made = []
+
+    def spy(*arguments, **options):
+        made.append(load_encoder(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(deformable, "load_encoder", spy)
+    register(*pair, QUICK.replace(encoder_layers="2,0", encoder_normalisation="study"))
+    network = VisionTransformer(**NETWORK).eval()
+    network.load_state_dict(torch.load(weights.installed(catalogue()["small"]), weights_only=True))
+    kept, x = [], torch.rand(1, 1, 48, 48)
+    for number in (0, 2):
+        network.blocks[number].register_forward_hook(lambda _m, _i, output: kept.append(network.norm(output)))
+    with torch.inference_mode():
+        network(x.expand(-1, 3, -1, -1))
+        expected = torch.cat(kept, -1)[:, 1:].transpose(1, 2).unflatten(2, (6, 6))
+        assert (made[0](x) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encoder_layers": "3"}, "layers 0 to 2 and not 3"),
+        ({"encoder_layers": "0,-4"}, "and not -4"),
+        ({"encoders": "medsam-lite", "encoder_layers": "1"}, "last layer only"),
+        ({"encoders": "sam-b", "encoder_layers": "12"}, "layers 0 to 11"),
+    ],
+)
+def test_layers_that_do_not_exist_are_refused_before_long_work(pair, monkeypatch, change, words):
+    monkeypatch.setattr(registration, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
+    monkeypatch.setattr(weights, "require", lambda item: None)
+    with pytest.raises(InputError, match=words):
+        register(*pair, QUICK.replace(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"encoder_layers": (0,)}, {"encoder_normalisation": "study"}, {"encoder_precision": "bfloat16"}, "weights"],
+)
+def test_a_warm_cache_never_serves_features_of_other_choices(pair, change, tmp_path):
+    cache = Cache()
+    register(*pair, QUICK, cache=cache)
+    if change == "weights":
+        import_random(tmp_path, 1)
+    changed = QUICK if change == "weights" else QUICK.replace(**change)
+    warm, fresh = register(*pair, changed, cache=cache), register(*pair, changed)
+    assert mean_difference(warm, fresh) == 0
+
+
+def test_masks_weights_and_smoothness_encode_nothing_anew(pair, monkeypatch):
+    cache, encoded = Cache(), []
+    real = deformable.encode_shared
+    monkeypatch.setattr(deformable, "encode_shared", lambda *a, **k: encoded.append(1) or real(*a, **k))
+    both = QUICK.replace(encoders="small,mind")
+    register(*pair, both, cache=cache)
+    lesion = pair[0] * 0
+    lesion[10:14, 10:14, 10:14] = 1
+    register(*pair, both.replace(smoothness=3.0), cache=cache)
+    register(*pair, both.replace(encoders="small=0.5,mind"), cache=cache)
+    register(*pair, both, exclude_fixed=lesion, cache=cache)
+    assert len(encoded) == 1
+
+
+def test_a_small_memory_limit_changes_the_time_and_not_the_result(pair):
+    assert mean_difference(register(*pair, QUICK), register(*pair, QUICK.replace(memory_gb=0.001))) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["slices", "volumes"])
+def test_a_program_of_ones_own_registers_only_after_the_yes(pair, tmp_path, monkeypatch, kind):
+    path = saved(Slices(1) if kind == "slices" else Volumes(), tmp_path / "model.pt")
+    settings = MIND.replace(encoders=[str(path)], slice_gap_mm=4.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(registration, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
+        patch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("the program was run"))
+        with pytest.raises(InputError, match="program"):
+            register(*pair, settings)
+    digest = consent.trust(path)
+    found = register(*pair, settings)
+    assert found.record["weights_sha256"] == {str(path): digest}
+    assert error_mm(found.transform, shifted).mean() < 0.5 * np.linalg.norm(shifted(np.zeros(3)))
+
+
+def test_a_transformers_folder_of_ones_own_needs_no_yes(pair, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=64, patch_size=8
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "own")
+    found = register(*pair, QUICK.replace(encoders=[str(tmp_path / "own")], encoder_layers="0,1"))
+    assert len(found.record["weights_sha256"][str(tmp_path / "own")]) == 64
