@@ -216,6 +216,9 @@ class FoundationRegParameterNode:
     sagittal: bool = False
     sliceGap: Annotated[float, WithinRange(0.5, 50)] = 10.0
     encoderPixels: Annotated[int, WithinRange(0, 2048)] = 0
+    encoderLayers: str = ""
+    encoderNormalization: Annotated[str, Choice(["trained", "study"])] = "trained"
+    encoderPrecision: Annotated[str, Choice(["auto", "float32", "bfloat16", "float16"])] = "auto"
     pcaComponents: Annotated[int, WithinRange(1, 256)] = 12
     searchRange: Annotated[float, WithinRange(0, 200)] = 30.0
     searchSpacing: Annotated[float, WithinRange(1, 50)] = 6.0

@@ -286,7 +286,7 @@ def encoders(args: argparse.Namespace) -> None:
 
 def trust_or_not(model: str, yes: bool) -> None:
     """Remember or forget that the user trusts a TorchScript file, for every later run with this folder of weights."""
-    from . import consent, weights
+    from . import consent
 
     if not yes:
         consent.distrust(model)
@@ -295,9 +295,7 @@ def trust_or_not(model: str, yes: bool) -> None:
     path = consent.checked(model)
     if path.is_dir():
         raise InputError(f"{path} is a folder; it is only read, never run, and needs no trust.")
-    if consent.trust(path) not in consent.kept():
-        raise WeightsError(f"This cannot be remembered: the folder {weights.models_folder()} cannot be written to.")
-    print(f"{path} (SHA256 {consent.digest(path)}) may run: --encoder {path}")
+    print(f"{path} (SHA256 {consent.keep(path)}) may run: --encoder {path}")
 
 
 def agree_to_licence(item, accepted: bool) -> None:

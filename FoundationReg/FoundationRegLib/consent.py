@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from . import weights
-from .errors import InputError
+from .errors import InputError, WeightsError
 from .wheels import sha256
 
 FILE = "trusted.json"
@@ -45,11 +45,20 @@ def is_trusted(path: str | Path) -> bool:
 
 
 def trust(path: str | Path) -> str:
-    """Remember that the user trusts this file as it is now. Returns its SHA256."""
+    """Remember, at least in this process, that the user trusts this file as it is now. Returns its SHA256."""
     path = checked(path)
     name = digest(path)
     _given[name] = {"file": str(path.absolute()), "date": time.strftime("%Y-%m-%d")}
     _write(trusted())
+    return name
+
+
+def keep(path: str | Path) -> str:
+    """As `trust`, for other processes too. Raises `WeightsError` when that cannot be written down."""
+    name = trust(path)
+    if name not in kept():
+        _given.pop(name)
+        raise WeightsError(f"This cannot be remembered: the folder {weights.models_folder()} cannot be written to.")
     return name
 
 

@@ -82,7 +82,7 @@ def status(item: Entry | str) -> dict[str, Any]:
         "family": item.family,
         "suits": item.suits,
         "ready": item.weights is None or path is not None,
-        "needs": "" if item.weights is None or path is not None else "file" if _by_hand(item) else "download",
+        "needs": "" if item.weights is None or path is not None else "file" if by_hand(item) else "download",
         "source": item.weights.source if item.weights else "none",
         "page": item.weights.page if item.weights else "",
         "file": str(path) if path else "",
@@ -237,7 +237,8 @@ def how_to_get(item: Entry) -> str:
     return f"foundationreg encoders download {item.id}"
 
 
-def _by_hand(item: Entry) -> bool:
+def by_hand(item: Entry) -> bool:
+    """Whether the user gets the weights from their owner and imports them."""
     return item.gated or item.weights.source == "manual"
 
 

@@ -372,6 +372,80 @@ def test_the_folder_of_weights_can_be_changed_and_cleared(panel, bench, tmp_path
         slicer.app.userSettings().remove(models.FOLDER_SETTING)
 
 
+def test_a_program_of_ones_own_runs_only_after_a_yes_to_its_content(panel, bench, tmp_path, monkeypatch):  # noqa: F811
+    import qt
+    from FoundationRegLib import consent
+
+    ui, node = panel.ui, panel._parameterNode
+    path = tmp_path / "mine.pt"
+    path.write_bytes(b"a program")
+    prepare(panel, bench)
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: str(path))
+    chooser = next(n for n in range(ui.encoderComboBox.count) if "TorchScript" in ui.encoderComboBox.itemText(n))
+    with bench.dialogs.answering("No") as seen:
+        ui.encoderComboBox.currentIndex = chooser
+    assert str(path) in seen[0] and consent.digest(path)[:12] in seen[0] and "program" in seen[0]
+    assert node.encoder == "mind" == ui.encoderComboBox.itemData(ui.encoderComboBox.currentIndex)
+    with bench.dialogs.answering("Yes"):
+        ui.encoderComboBox.currentIndex = ui.encoderComboBox.findText(ui.encoderComboBox.itemText(chooser))
+    assert node.encoder == str(path) and ui.encoderComboBox.currentText == "mine.pt"
+    assert ui.encoderStateLabel.text == "Ready." and consent.digest(path) in consent.kept()
+    run(panel, bench)
+    assert ui.outputTransformSelector.currentNode() is not None
+
+    path.write_bytes(b"another program")
+    panel.panel.update()
+    assert "asked before it runs" in ui.encoderStateLabel.text and ui.encoderActionButton.text == "Allow..."
+    with bench.dialogs.answering("No") as seen:
+        click(bench, ui.applyButton)
+    assert str(path) in seen[0] and not panel.panel._busy
+    with bench.dialogs.answering("Yes"):
+        click(bench, ui.encoderActionButton)
+    assert ui.encoderStateLabel.text == "Ready."
+    ui.modelsCollapsibleButton.collapsed = False
+    bench.process_events()
+    with bench.dialogs.answering("OK"):
+        click(bench, ui.removeButton)
+    assert "asked before it runs" in ui.encoderStateLabel.text and not consent.kept()
+
+    path.unlink()
+    panel.panel.update()
+    with bench.dialogs.answering("OK") as seen:
+        click(bench, ui.applyButton)
+    assert "does not exist any more" in seen[0]
+
+
+def test_a_transformers_folder_is_chosen_without_a_question(panel, bench, tmp_path, monkeypatch):  # noqa: F811
+    import qt
+
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    ui = panel.ui
+    ui.encoderComboBox.currentIndex = ui.encoderComboBox.findText("Your own transformers folder...")
+    assert panel._parameterNode.encoder == str(tmp_path) and ui.encoderStateLabel.text == "Ready."
+    panel.exit()
+    panel.enter()
+    assert panel._parameterNode.encoder == str(tmp_path) and ui.encoderComboBox.currentText == tmp_path.name
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_: "")
+    ui.encoderComboBox.currentIndex = ui.encoderComboBox.findText("Your own transformers folder...")
+    assert ui.encoderComboBox.currentText == tmp_path.name, "a dialog that is closed changes nothing"
+
+
+def test_encoder_choices_reach_the_settings(panel, bench):  # noqa: F811
+    from FoundationRegLib.slicer import parameters
+
+    ui, node = panel.ui, panel._parameterNode
+    ui.encoderLayersEdit.text = "5, -1"
+    ui.encoderPrecisionComboBox.currentText = "bfloat16"
+    ui.encoderNormalizationComboBox.currentText = "study"
+    bench.process_events()
+    made = parameters.settings_of(node)
+    assert made.encoder_layers == (5, -1) and made.encoder_precision == "bfloat16"
+    assert made.encoder_normalisation == "study" and "encoder layers" in ui.presetLabel.text
+    ui.encoderLayersEdit.text = "5, x"
+    prepare(panel, bench)
+    assert not ui.applyButton.enabled and "encoder_layers" in ui.applyButton.toolTip
+
+
 # Scenes, console, samples, reload
 
 

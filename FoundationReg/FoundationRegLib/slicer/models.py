@@ -7,38 +7,36 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import weights
-from ..encoders.catalogue import Entry, catalogue, entry
+from .. import consent, weights
+from ..encoders.catalogue import catalogue, entry
 
 FOLDER_SETTING = "FoundationReg/ModelsFolder"
 
 
 class Availability(enum.Enum):
-    """What an encoder needs before it can run."""
+    """What an encoder needs before it can run; ``DOWNLOAD`` and ``FILE`` as in `weights.status`."""
 
     READY = "ready"
     DOWNLOAD = "download"
     FILE = "file"
-    UNKNOWN = "unknown"
+    CONSENT = "consent"  # a program of the user's own that is not trusted
+    GONE = "gone"  # a model of the user's own that is not there any more
+    UNKNOWN = "unknown"  # the packages that know the folder of the weights are not installed yet
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder as the panel shows it."""
+    """An encoder as the panel shows it. ``bytes``: of its weights, 0 when not known. ``file``: the name under which
+    its weights are published, empty when it has none. ``own``: the place of a model of the user's own."""
 
     id: str
     title: str
-    entry: Entry
     availability: Availability
-
-    @property
-    def bytes(self) -> int:
-        """Size of the download; 0 when the catalogue does not know it."""
-        return (self.entry.weights.bytes or 0) if self.entry.weights else 0
-
-    @property
-    def licence(self) -> str:
-        return self.entry.licence or ""
+    bytes: int = 0
+    licence: str = ""
+    suits: str = ""
+    file: str = ""
+    own: Path | None = None
 
 
 def folder() -> Path | None:
@@ -50,9 +48,21 @@ def folder() -> Path | None:
 
 
 def encoder(name: str) -> Encoder:
-    """The encoder ``name`` and whether it can run. Raises `InputError` when the catalogue does not have it."""
+    """The encoder ``name``, of the catalogue or the path of the user's own, and whether it can run.
+
+    Raises `InputError` for what is neither.
+    """
+    if is_path(name):
+        return Encoder(name, Path(name).name, _availability_of_own(Path(name)), own=Path(name))
     item = entry(name)
-    return Encoder(item.id, item.title, item, _availability(item))
+    if item.weights is None:
+        return Encoder(name, item.title, Availability.READY, suits=item.suits)
+    if folder() is None:
+        availability = Availability.FILE if weights.by_hand(item) else Availability.UNKNOWN
+    else:
+        state = weights.status(item)
+        availability = Availability.READY if state["ready"] else Availability(state["needs"])
+    return Encoder(name, item.title, availability, item.weights.bytes, item.licence, item.suits, file=item.weights.file)
 
 
 def encoders() -> list[Encoder]:
@@ -60,15 +70,16 @@ def encoders() -> list[Encoder]:
     return [encoder(name) for name in catalogue()]
 
 
-def _availability(item: Entry) -> Availability:
-    if item.weights is None:
-        return Availability.READY
-    place = folder()
-    if place is not None and weights.installed(item) is not None:
-        return Availability.READY
-    if item.gated or item.weights.source == "manual":
-        return Availability.FILE
-    return Availability.UNKNOWN if place is None else Availability.DOWNLOAD
+def is_path(name: str) -> bool:
+    """Whether ``name`` is the place of a model of the user's own, there or not."""
+    return bool(name) and name not in catalogue() and Path(name).is_absolute()
+
+
+def _availability_of_own(path: Path) -> Availability:
+    if not path.exists():
+        return Availability.GONE
+    trusted = path.is_dir() or (folder() is not None and consent.is_trusted(path))
+    return Availability.READY if trusted else Availability.CONSENT
 
 
 def installed_bytes() -> int:

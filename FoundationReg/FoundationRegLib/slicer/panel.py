@@ -92,7 +92,7 @@ class Panel:
             self.ui.outputTransformSelector.enabled = node.makeTransform
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
-            self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.OWN_ENCODERS, parameters.MIND)
+            self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
             self.models.update()
             self.updateApply()
             self.review.update()
@@ -141,17 +141,13 @@ class Panel:
             return
         try:
             dependencies.ensure()
+            missing = self.models.settle()
         except FoundationRegError as error:
             self._fail(error)
             return
-        missing = self.models.missing()
-        by_hand = [encoder for encoder in missing if encoder.availability == models.Availability.FILE]
-        if by_hand:
-            text = _(
-                "{title} needs a file with its weights: import it under Encoder weights, or choose another encoder."
-            )
-            self._fail(FoundationRegError(text.format(title=by_hand[0].title)))
-        elif not missing:
+        if missing is None:
+            return
+        if not missing:
             self.run()
         elif self.models.confirmDownload(missing):
             self._setBusy(True)
@@ -337,7 +333,7 @@ class Panel:
 
     def _onEncoder(self, index: int) -> None:
         if self._parameters is not None and not self._updating and index >= 0:
-            self._parameters.encoder = self.ui.encoderComboBox.itemData(index)
+            self.models.choose(self.ui.encoderComboBox.itemData(index))
 
     def _carried(self) -> list:
         return [node for node in self._parameters.carried if node is not None]

@@ -8,13 +8,15 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .. import weights
+from .. import consent, weights
 from ..errors import FoundationRegError
 from ..settings import Settings
 from . import models
 from .job import Channel
 from .models import Availability
-from .parameters import OWN_ENCODERS
+from .parameters import PRESET_ENCODERS
+
+CHOOSE_FILE, CHOOSE_FOLDER = "choose file", "choose folder"  # entries of the list of encoders that open a dialog
 
 
 class ModelsPanel:
@@ -55,17 +57,76 @@ class ModelsPanel:
         """Those of `chosen` whose weights are not there."""
         return [encoder for encoder in self.chosen() if encoder.availability != Availability.READY]
 
+    def choose(self, name: str) -> None:
+        """The user picked an entry of the list of encoders."""
+        path = ""
+        if name == CHOOSE_FILE:
+            patterns = " ".join(f"*{suffix}" for suffix in consent.SUFFIXES)
+            title = _("TorchScript file for slices or volumes")
+            path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title, "", f"TorchScript ({patterns})")
+        elif name == CHOOSE_FOLDER:
+            title = _("Folder of a vision transformer that transformers saved")
+            path = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title)
+        else:
+            self._parameters.encoder = name
+        if path:
+            self.chooseOwn(path)
+        self.update()
+
+    def chooseOwn(self, path: str) -> None:
+        """Take a model of the user's own, a program only after a yes. Before the packages are installed, where a yes
+        cannot be kept, the question comes with the run."""
+        try:
+            encoder = models.encoder(str(consent.checked(path).absolute()))
+            if encoder.availability != Availability.CONSENT or models.folder() is None or self.confirmRun(encoder):
+                self._parameters.encoder = encoder.id
+        except FoundationRegError as error:
+            slicer.util.errorDisplay(str(error))
+
+    def confirmRun(self, encoder: models.Encoder) -> bool:
+        """Ask whether a program of the user's own may run; a yes is remembered for exactly its content."""
+        text = _(
+            "{question}\n\nLike any program it could read, change or send your files. Do you trust where it comes "
+            "from, and may it run?"
+        ).format(question=consent.question(encoder.own))
+        if not slicer.util.confirmYesNoDisplay(text, _("Run your own model")):
+            return False
+        consent.keep(encoder.own)
+        return True
+
+    def settle(self) -> list[models.Encoder] | None:
+        """What is still to be downloaded before a run. Asks whether programs of the user's own may run; None when not.
+
+        Raises `FoundationRegError` when something is missing that only the user can bring.
+        """
+        for encoder in self.missing():
+            if encoder.availability == Availability.GONE:
+                raise FoundationRegError(_("The model {path} does not exist any more.").format(path=encoder.own))
+            if encoder.availability == Availability.FILE:
+                text = _("{title} needs a file with its weights: import it under Encoder weights, or choose another.")
+                raise FoundationRegError(text.format(title=encoder.title))
+        for encoder in self.missing():
+            if encoder.availability == Availability.CONSENT and not self.confirmRun(encoder):
+                return None
+        self.update()
+        return self.missing()
+
     def update(self) -> None:
         """Show the state of the chosen encoders."""
         ui = self._ui
         if self._parameters is None:
             return
+        self._listOwn(self._parameters.encoder)
         index = ui.encoderComboBox.findData(self._parameters.encoder)
         if index >= 0 and ui.encoderComboBox.currentIndex != index:
             ui.encoderComboBox.currentIndex = index
         missing = self.missing()
         ui.encoderStateLabel.text = self._stateText(missing)
-        actions = {Availability.DOWNLOAD: _("Download..."), Availability.FILE: _("Import...")}
+        actions = {
+            Availability.DOWNLOAD: _("Download..."),
+            Availability.FILE: _("Import..."),
+            Availability.CONSENT: _("Allow..."),
+        }
         action = actions.get(missing[0].availability) if missing else None
         ui.encoderActionButton.visible = action is not None and not self.downloading
         if action is not None:
@@ -78,9 +139,8 @@ class ModelsPanel:
             ui.modelsFolderLabel.text = _("{folder} ({size})").format(folder=place, size=size)
         for button in (ui.showFolderButton, ui.clearFolderButton):
             button.enabled = place is not None
-        with_file = [encoder for encoder in self.chosen() if encoder.entry.weights]
-        ui.importButton.enabled = bool(with_file)
-        ui.removeButton.enabled = any(encoder.availability == Availability.READY for encoder in with_file)
+        ui.importButton.enabled = self._target(ready=False) is not None
+        ui.removeButton.enabled = any(encoder.availability == Availability.READY for encoder in self._withFile())
 
     def confirmDownload(self, encoders: list[models.Encoder]) -> bool:
         """Ask, with size and licence, whether the weights may be fetched."""
@@ -124,6 +184,10 @@ class ModelsPanel:
             values = {"title": encoder.title, "size": models.megabytes(encoder.bytes), "licence": encoder.licence}
             if encoder.availability == Availability.FILE:
                 texts.append(_("{title} needs a file that you get yourself (licence {licence}).").format(**values))
+            elif encoder.availability == Availability.CONSENT:
+                texts.append(_("{title} is a program; you are asked before it runs.").format(**values))
+            elif encoder.availability == Availability.GONE:
+                texts.append(_("{title} does not exist any more.").format(**values))
             elif encoder.availability == Availability.DOWNLOAD:
                 texts.append(_("{title}: download of {size}, licence {licence}.").format(**values))
             else:
@@ -134,12 +198,23 @@ class ModelsPanel:
         combo = self._ui.encoderComboBox
         blocked = combo.blockSignals(True)
         combo.clear()
-        combo.addItem(_("As in the preset"), OWN_ENCODERS)
+        combo.addItem(_("As in the preset"), PRESET_ENCODERS)
         for encoder in models.encoders():
             combo.addItem(encoder.title, encoder.id)
-            if encoder.entry.suits:
-                combo.setItemData(combo.count - 1, encoder.entry.suits, qt.Qt.ToolTipRole)
+            if encoder.suits:
+                combo.setItemData(combo.count - 1, encoder.suits, qt.Qt.ToolTipRole)
+        combo.addItem(_("Your own TorchScript file..."), CHOOSE_FILE)
+        combo.addItem(_("Your own transformers folder..."), CHOOSE_FOLDER)
         combo.blockSignals(blocked)
+
+    def _listOwn(self, name: str) -> None:
+        """Give a model of the user's own, which the parameters name, an entry of the list."""
+        combo = self._ui.encoderComboBox
+        if models.is_path(name) and combo.findData(name) < 0:
+            blocked = combo.blockSignals(True)
+            combo.insertItem(combo.findData(CHOOSE_FILE), Path(name).name, name)
+            combo.setItemData(combo.findData(name), name, qt.Qt.ToolTipRole)
+            combo.blockSignals(blocked)
 
     def _onAction(self, _clicked=False) -> None:
         missing = self.missing()
@@ -147,9 +222,19 @@ class ModelsPanel:
             return
         if missing[0].availability == Availability.FILE:
             self._onImport()
+        elif missing[0].availability == Availability.CONSENT:
+            self._allow(missing[0])
         elif self.confirmDownload(missing):
             self.download(missing, self._finished)
             self.update()
+
+    def _allow(self, encoder: models.Encoder) -> None:
+        try:
+            self.confirmRun(encoder)
+        except FoundationRegError as error:
+            slicer.util.errorDisplay(str(error))
+        self._changed()
+        self.update()
 
     def _finished(self, error: Exception | None) -> None:
         self._say(str(error) if error is not None else _("The weights are ready."))
@@ -187,9 +272,13 @@ class ModelsPanel:
             self._changed()
             self.update()
 
+    def _withFile(self) -> list[models.Encoder]:
+        """The chosen encoders that have weights to import or remove, or a yes to take back."""
+        return [encoder for encoder in self.chosen() if encoder.file or (encoder.own and not encoder.own.is_dir())]
+
     def _target(self, ready: bool) -> models.Encoder | None:
-        """The chosen encoder that has weights, first one that is (not) ready."""
-        candidates = [encoder for encoder in self.chosen() if encoder.entry.weights]
+        """The first of the chosen encoders to import (not ready) or to remove (ready), else any other of them."""
+        candidates = [encoder for encoder in self._withFile() if ready or not encoder.own]
         candidates.sort(key=lambda encoder: (encoder.availability == Availability.READY) != ready)
         return candidates[0] if candidates else None
 
@@ -197,7 +286,7 @@ class ModelsPanel:
         encoder = self._target(ready=False)
         if encoder is None:
             return
-        title = _("Weights of {title} ({file})").format(title=encoder.title, file=encoder.entry.weights.file)
+        title = _("Weights of {title} ({file})").format(title=encoder.title, file=encoder.file)
         path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title)
         if path:
             self.importFile(encoder, path)
@@ -208,6 +297,12 @@ class ModelsPanel:
 
     def _onRemove(self, _clicked=False) -> None:
         encoder = self._target(ready=True)
+        if encoder is not None and encoder.own:
+            if slicer.util.confirmOkCancelDisplay(_("Let {path} not run any more?").format(path=encoder.own)):
+                consent.distrust(encoder.own)
+                self._changed()
+                self.update()
+            return
         text = _("Remove the weights of {title} from this computer?")
         if encoder is not None and slicer.util.confirmOkCancelDisplay(text.format(title=encoder.title)):
             self._ask("remove", _("Removing..."), encoder=encoder.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..encoders.catalogue import catalogue
 from ..settings import Settings, preset_names
+from . import models
 from .job import RegistrationRequest
 
 # parameter of the node -> field of Settings
@@ -14,6 +15,9 @@ FIELDS = {
     "affine": "affine",
     "sliceGap": "slice_gap_mm",
     "encoderPixels": "encoder_pixels",
+    "encoderLayers": "encoder_layers",
+    "encoderNormalization": "encoder_normalisation",
+    "encoderPrecision": "encoder_precision",
     "pcaComponents": "pca_components",
     "searchRange": "search_range_mm",
     "searchSpacing": "search_spacing_mm",
@@ -28,7 +32,7 @@ FIELDS = {
 CHOICES = {"fixedIntensity": "fixed_intensity", "movingIntensity": "moving_intensity", "start": "start"}
 PLANES = ("axial", "coronal", "sagittal")
 COMPUTER = {"device", "memory", "threads", "seed"}  # of the computer, not of the images: a preset leaves them alone
-OWN_ENCODERS = ""  # the encoders that the preset names
+PRESET_ENCODERS = ""  # those that the preset names
 MIND = "mind"
 
 
@@ -36,10 +40,11 @@ def apply_preset(parameters, name: str) -> None:
     """Set the parameters that a preset decides to its values."""
     settings = Settings.from_preset(name)
     parameters.preset = name
-    parameters.encoder = OWN_ENCODERS
+    parameters.encoder = PRESET_ENCODERS
     for parameter, field in FIELDS.items():
         if parameter not in COMPUTER:
             value = getattr(settings, field)
+            value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             if getattr(parameters, parameter) != value:
                 setattr(parameters, parameter, value)
     for parameter, field in CHOICES.items():
@@ -53,8 +58,9 @@ def repair(parameters) -> None:
     """Give a new parameter node the values of its preset, and replace what this version does not know any more."""
     if parameters.preset not in preset_names():
         parameters.preset, parameters.initialized = preset_names()[0], False
-    if parameters.encoder not in (OWN_ENCODERS, *catalogue()):
-        parameters.encoder = OWN_ENCODERS
+    known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or models.is_path(parameters.encoder)
+    if not known:
+        parameters.encoder = PRESET_ENCODERS
     if not parameters.initialized:
         apply_preset(parameters, parameters.preset)
         parameters.initialized = True
@@ -74,7 +80,7 @@ def settings_of(parameters) -> Settings:
 def encoders_of(parameters) -> list[tuple[str, float]]:
     """Encoders with weights that the user chose instead of the preset's; empty when the preset decides."""
     chosen = parameters.encoder
-    if chosen == OWN_ENCODERS:
+    if chosen == PRESET_ENCODERS:
         return []
     usual = dict(Settings.from_preset(parameters.preset).encoders)
     names = [chosen, MIND] if parameters.combineMind and chosen != MIND else [chosen]
