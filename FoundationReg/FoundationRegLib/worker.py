@@ -11,7 +11,8 @@ Requests ``{"id": 1, "command": ...}``:
         ``initial_transform`` (``{"matrix": 4x4}`` or ``{"array": ..., "affine": ...}``, LPS), ``settings``,
         ``preview`` (send coarse fields), ``folder`` (where the result's arrays go).
     finish, cancel: ``target``, the id of a register request. They act at once, between two steps of the work.
-    encoders: what the catalogue holds and what is installed. download, import, remove: ``encoder``, ``file``.
+    encoders: what the catalogue holds and what is installed. download, import, verify, remove: ``encoder``,
+        ``file``.
     warm: load the libraries and describe the device. shutdown: end.
 Events ``{"id": 1, "event": ...}``: progress, preview, log, result, error. Each request ends with one result or error.
 Files named in events belong to the parent, which deletes them after reading.
@@ -195,6 +196,11 @@ class Worker:
 
         weights.import_file(request["encoder"], request["file"])
         return {"encoder": request["encoder"]}
+
+    def _do_verify(self, request: dict) -> dict:
+        from . import weights
+
+        return {"encoder": request["encoder"], "sha256": weights.verify(request["encoder"])}
 
     def _do_remove(self, request: dict) -> dict:
         from . import weights

@@ -89,9 +89,9 @@ def measure(id: str, way: str, file: str, slices: int, device: str, gradients: b
     from FoundationRegLib.encoders import entry
 
     item = entry(id)
-    torch.manual_seed(0)
     run, weights = (study_way if way == "study" else our_way)(item, device, way, gradients)
-    pictures = torch.nn.functional.avg_pool2d(torch.rand(slices, 1, 264, 264), 9, 1)
+    same = torch.Generator().manual_seed(0)
+    pictures = torch.nn.functional.avg_pool2d(torch.rand(slices, 1, 264, 264, generator=same), 9, 1)
     run(pictures[:1])
     start_memory(device)
     began, began_cpu = time.perf_counter(), time.process_time()
@@ -127,9 +127,8 @@ def our_network(item):
     with torch.no_grad():
         if item.family == "tiny_vit":
             return TinyViT(item.options["stem_stride"]).eval().fold()
-        network = (
-            new_vit(item.options["size"]) if item.family == "sam" else VisionTransformer(**item.options["network"])
-        )
+        sam = item.family == "sam"
+        network = new_vit(item.options["size"]) if sam else VisionTransformer(**item.options["network"])
         for name, value in network.state_dict().items():
             value.copy_(random_weight(name, value.shape))
     return SamEncoder(network, item.options.get("neck", True)) if sam else network

@@ -1,7 +1,10 @@
 """What a user can choose about encoders, through `register`: layers, normalisation, precision, memory, own models."""
 
+import sys
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from FoundationRegLib import consent, deformable, registration, weights
 from FoundationRegLib.cache import Cache
@@ -9,8 +12,10 @@ from FoundationRegLib.encoders import Entry, Weights, catalogue, load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer
 from FoundationRegLib.errors import InputError
 from FoundationRegLib.registration import register
+from FoundationRegLib.slicer.process import WorkerProcess
 from test_encoders_own import Slices, Volumes, saved
 from test_registration import MIND, a_pair, error_mm, shifted
+from test_worker import wait_for
 
 NETWORK = {"width": 48, "depth": 3, "heads": 3, "patch": 8, "table": 6}
 QUICK = MIND.replace(encoders="small", iterations=1, slice_gap_mm=20.0)
@@ -151,6 +156,27 @@ def test_a_program_of_ones_own_registers_only_after_the_yes(pair, tmp_path, monk
     found = register(*pair, settings)
     assert found.record["weights_sha256"] == {str(path): digest}
     assert error_mm(found.transform, shifted).mean() < 0.5 * np.linalg.norm(shifted(np.zeros(3)))
+
+
+def test_the_worker_honours_a_yes_that_was_given_elsewhere(pair, tmp_path):
+    path = saved(Slices(1), tmp_path / "model.pt")
+    environment = {"FOUNDATIONREG_MODELS": str(tmp_path / "models"), "OMP_NUM_THREADS": "1"}
+    process = WorkerProcess([sys.executable, "-P", "-m", "FoundationRegLib.worker"], environment)
+    try:
+        folder = process.run_folder()
+        images = {}
+        for side, image in zip(("fixed", "moving"), pair, strict=True):
+            sitk.WriteImage(image, str(folder / f"{side}.nrrd"))
+            images[side] = str(folder / f"{side}.nrrd")
+        values = {**images, "settings": QUICK.replace(encoders=[str(path)]).to_dict(), "folder": str(folder)}
+        refused = wait_for(process, process.send("register", **values), seconds=120)[-1]
+        assert refused["kind"] == "InputError" and "program" in refused["message"]
+        digest = consent.trust(path)
+        answer = wait_for(process, process.send("register", **values), seconds=120)[-1]
+        assert answer["event"] == "result", answer
+        assert answer["record"]["weights_sha256"] == {str(path): digest}
+    finally:
+        process.kill()
 
 
 def test_a_transformers_folder_of_ones_own_needs_no_yes(pair, tmp_path):

@@ -347,6 +347,26 @@ def test_a_download_is_asked_for_with_size_and_licence(panel, bench, fake_channe
     assert panel.ui.encoderStateLabel.text == "Ready."
 
 
+def test_weights_are_verified_by_a_click_and_gated_ones_name_their_page(panel, bench, fake_channel):  # noqa: F811
+    from FoundationRegLib import weights
+    from FoundationRegLib.encoders import entry
+
+    ui = panel.ui
+    ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData("dinov3-s")
+    assert "huggingface.co/facebook/dinov3-vits16" in ui.encoderStateLabel.text and not ui.verifyButton.enabled
+    fake_channel.close()
+    place = weights.models_folder() / "medsam-lite" / entry("medsam-lite").weights.file
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"damaged")
+    ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData("medsam-lite")
+    ui.modelsCollapsibleButton.collapsed = False
+    bench.process_events()
+    with bench.dialogs.answering("OK") as seen:
+        click(bench, ui.verifyButton)
+        bench.wait_until(lambda: bool(seen), 60)
+    assert "damaged or not the published" in seen[0]
+
+
 def test_the_folder_of_weights_can_be_changed_and_cleared(panel, bench, tmp_path):  # noqa: F811
     from FoundationRegLib import weights
     from FoundationRegLib.slicer import models

@@ -26,8 +26,12 @@ class Availability(enum.Enum):
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder as the panel shows it. ``bytes``: of its weights, 0 when not known. ``file``: the name under which
-    its weights are published, empty when it has none. ``own``: the place of a model of the user's own."""
+    """An encoder as the panel shows it.
+
+    ``bytes``: of its weights, 0 when not known. ``file``: the name under which its weights are published, empty when
+    it has none. ``page``: tells how to get those that no download brings. ``own``: the place of a model of the user's
+    own.
+    """
 
     id: str
     title: str
@@ -36,6 +40,7 @@ class Encoder:
     licence: str = ""
     suits: str = ""
     file: str = ""
+    page: str = ""
     own: Path | None = None
 
 

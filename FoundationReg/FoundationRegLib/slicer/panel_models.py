@@ -37,6 +37,7 @@ class ModelsPanel:
         ui.changeFolderButton.connect("clicked(bool)", self._onChangeFolder)
         ui.clearFolderButton.connect("clicked(bool)", self._onClearFolder)
         ui.importButton.connect("clicked(bool)", self._onImport)
+        ui.verifyButton.connect("clicked(bool)", self._onVerify)
         ui.removeButton.connect("clicked(bool)", self._onRemove)
         self._fillEncoders()
 
@@ -140,7 +141,8 @@ class ModelsPanel:
         for button in (ui.showFolderButton, ui.clearFolderButton):
             button.enabled = place is not None
         ui.importButton.enabled = self._target(ready=False) is not None
-        ui.removeButton.enabled = any(encoder.availability == Availability.READY for encoder in self._withFile())
+        there = [encoder for encoder in self._withFile() if encoder.availability == Availability.READY]
+        ui.removeButton.enabled, ui.verifyButton.enabled = bool(there), any(encoder.file for encoder in there)
 
     def confirmDownload(self, encoders: list[models.Encoder]) -> bool:
         """Ask, with size and licence, whether the weights may be fetched."""
@@ -183,7 +185,8 @@ class ModelsPanel:
         for encoder in missing:
             values = {"title": encoder.title, "size": models.megabytes(encoder.bytes), "licence": encoder.licence}
             if encoder.availability == Availability.FILE:
-                texts.append(_("{title} needs a file that you get yourself (licence {licence}).").format(**values))
+                text = _("{title} needs a file that you get from its owner (licence {licence}; {page}).")
+                texts.append(text.format(page=encoder.page, **values))
             elif encoder.availability == Availability.CONSENT:
                 texts.append(_("{title} is a program; you are asked before it runs.").format(**values))
             elif encoder.availability == Availability.GONE:
@@ -307,11 +310,18 @@ class ModelsPanel:
         if encoder is not None and slicer.util.confirmOkCancelDisplay(text.format(title=encoder.title)):
             self._ask("remove", _("Removing..."), encoder=encoder.id)
 
+    def _onVerify(self, _clicked=False) -> None:
+        ready = [encoder for encoder in self._withFile() if encoder.availability == Availability.READY]
+        encoder = next(encoder for encoder in ready if encoder.file)
+        self._ask("verify", _("Reading {title} again...").format(title=encoder.title), encoder=encoder.id)
+
     def _ask(self, command: str, doing: str, **values) -> None:
         def handle(event: dict) -> None:
             if event["event"] in ("result", "error"):
                 self._changed()
                 self._finished(FoundationRegError(event["message"]) if event["event"] == "error" else None)
+                if event.get("sha256"):
+                    self._say(_("The weights are unchanged (SHA256 {sha256}).").format(sha256=event["sha256"]))
 
         self._say(doing)
         self._channel().ask(handle, command, **values)
