@@ -241,7 +241,8 @@ def test_apply_turns_into_cancel(panel, bench, fake_channel):  # noqa: F811
     click(bench, panel.ui.applyButton)
     assert panel.ui.applyButton.text == "Cancel" and panel.ui.stopHereButton.visible
     bench.wait_until(lambda: moving.GetParentTransformNode() is not parent, 30)  # the live preview
-    assert panel.ui.progressBar.visible and panel.ui.progressBar.value > 0 and panel.ui.statusLabel.text
+    bench.wait_until(lambda: panel.ui.progressBar.value > 0, 30)
+    assert panel.ui.progressBar.visible and panel.ui.statusLabel.text
     pid, folder = fake_channel.process.pid, fake_channel.process.folder
     click(bench, panel.ui.applyButton)
     assert panel.ui.applyButton.text == "Apply" and not panel.ui.stopHereButton.visible

@@ -67,7 +67,8 @@ def encoder(name: str) -> Encoder:
     else:
         state = weights.status(item)
         availability = Availability.READY if state["ready"] else Availability(state["needs"])
-    return Encoder(name, item.title, availability, item.weights.bytes, item.licence, item.suits, file=item.weights.file)
+    source = item.weights
+    return Encoder(name, item.title, availability, source.bytes, item.licence, item.suits, source.file, source.page)
 
 
 def encoders() -> list[Encoder]:
