@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from FoundationRegLib.grid import Grid
 from scipy import ndimage
+from Workbench.fixtures import bench, workbench  # noqa: F401
 
 
 def rotation(degrees_about_z=0.0, degrees_about_y=0.0, degrees_about_x=0.0) -> np.ndarray:

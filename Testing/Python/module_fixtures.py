@@ -6,22 +6,13 @@ from pathlib import Path
 
 import fake_register
 import pytest
+from Workbench.fixtures import bench  # noqa: F401
 
 MODULE = Path(__file__).parents[2] / "FoundationReg" / "FoundationReg.py"
 
 
-@pytest.fixture(scope="session")
-def bench():
-    """The running workbench, headless."""
-    pytest.importorskip("PySide6")
-    pytest.importorskip("trame_slicer")
-    import Workbench
-
-    return Workbench.start(headless=True)
-
-
 @pytest.fixture(scope="module")
-def loaded(bench):
+def loaded(bench):  # noqa: F811
     """The Python widget of the module. The library that was imported before is put back afterwards."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "FoundationRegLib"}
     widget = bench.load_module(MODULE)
@@ -52,7 +43,7 @@ def fake_channel(loaded):
 
 
 @pytest.fixture
-def panel(bench, loaded, fake_channel, tmp_path, monkeypatch):
+def panel(bench, loaded, fake_channel, tmp_path, monkeypatch):  # noqa: F811
     """The opened panel on an empty scene, with the weights folder of this test."""
     import slicer
     from FoundationRegLib import weights

@@ -10,9 +10,6 @@ import pathlib
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from Workbench.fixtures import workbench  # noqa: F401
-
-# ruff: noqa: F811 - the fixture is imported
 
 ROOT = pathlib.Path(__file__).parents[2]
 API = json.loads((pathlib.Path(__file__).parent / "slicer_api.json").read_text(encoding="utf-8"))

@@ -1,12 +1,11 @@
 """The workbench loads a scripted module with its .ui file, as Slicer does, and lives through closing the scene."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
-from Workbench.fixtures import workbench  # noqa: F401
-
-# ruff: noqa: F811 - the fixture is imported
 
 MODULE = """
 import slicer
@@ -339,3 +338,36 @@ def test_samples_of_a_module_are_offered_and_loaded(workbench, tmp_path):
     next(action for action in menu.actions() if action.text == "Phantom").trigger()
     assert made == ["Phantom"]
     del slicer.modules.sampleDataSources
+
+
+def test_closing_leaves_nothing_to_the_interpreter(module_file):
+    script = """
+import gc, sys
+import Workbench
+workbench = Workbench.start(headless=True)
+workbench.load_module(sys.argv[1])
+import slicer, vtk
+node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode")
+for layout in ("FourUpTableView", "FourUpPlotView", "FourUpView"):
+    slicer.app.layoutManager().setLayout(getattr(slicer.vtkMRMLLayoutNode, f"SlicerLayout{layout}"))
+    workbench.process_events()
+slicer.util.forceRenderAllViews()
+del node
+folder = slicer.app.slicerHome
+workbench.close()
+kinds = (slicer.vtkMRMLNode, slicer.vtkMRMLScene, slicer.vtkMRMLApplicationLogic, vtk.vtkRenderWindow, vtk.vtkRenderer)
+print("LEFT", {type(item).__name__ for item in gc.get_objects() if isinstance(item, kinds)})
+from PySide6.QtCore import QCoreApplication
+import os
+print("APPLICATION", QCoreApplication.instance(), os.path.exists(folder))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script, str(module_file)],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "LEFT set()" in answer.stdout
+    assert "APPLICATION None False" in answer.stdout

@@ -5,9 +5,6 @@ import pathlib
 from typing import Annotated
 
 import pytest
-from Workbench.fixtures import workbench  # noqa: F401
-
-# ruff: noqa: F811 - the fixture is imported
 
 
 class Start(enum.Enum):

@@ -1,9 +1,6 @@
 """The workbench's views show what Slicer's displayable managers draw, and answer the mouse."""
 
 import pytest
-from Workbench.fixtures import workbench  # noqa: F401
-
-# ruff: noqa: F811 - the fixture is imported
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 import pytest
 
-# ruff: noqa: F811 - the fixture is imported
-from Workbench.fixtures import workbench  # noqa: F401
-
 
 @pytest.fixture
 def qt(workbench):

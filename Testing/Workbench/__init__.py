@@ -34,8 +34,11 @@ def start(headless: bool = False):
 
     :param headless: draw in memory only, keep settings in a temporary folder, reject dialogs that nobody answers.
     :returns: a :class:`Workbench.host.Workbench`.
+    :raises RuntimeError: after it was shut down.
     """
     global _running
+    if _running is not None and _running.app is None:
+        raise RuntimeError("The workbench was shut down; another one needs another process.")
     if _running is None:
         _keep_singletons()
         if headless:

@@ -15,12 +15,15 @@ def main() -> int:
     parser.add_argument("--screenshot", metavar="FILE", help="do not open a window, save a picture of it and leave")
     arguments = parser.parse_args()
     workbench = Workbench.start(headless=bool(arguments.screenshot))
-    if arguments.module.exists():
-        workbench.load_module(arguments.module)
-    if arguments.screenshot:
-        workbench.screenshot(arguments.screenshot)
-        return 0
-    return workbench.run()
+    try:
+        if arguments.module.exists():
+            workbench.load_module(arguments.module)
+        if arguments.screenshot:
+            workbench.screenshot(arguments.screenshot)
+            return 0
+        return workbench.run()
+    finally:
+        workbench.close()
 
 
 if __name__ == "__main__":

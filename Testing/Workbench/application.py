@@ -56,6 +56,16 @@ class qSlicerApplication(QApplication):
         core.app_logic.SetMRMLSceneDataIO(core.scene, self._remoteIO, self._dataIO)
         self.mrmlSceneChanged.emit(core.scene)
 
+    def detach_core(self) -> None:
+        """Let go of the scene and the logics, also where C++ singletons hold them."""
+        core, self._core = self._core, None
+        for name in ("SliceView", "ThreeDView"):
+            getattr(slicer, f"vtkMRML{name}DisplayableManagerFactory").GetInstance().SetMRMLApplicationLogic(None)
+        core.app_logic.SetMRMLSceneDataIO(None, None, None)
+        core.app_logic.SetMRMLScene(None)
+        core.scene.RemoveAllObservers()
+        self._layoutManager = self._moduleManager = self._remoteIO = self._dataIO = None
+
     # Names as in PythonQt: properties without parentheses.
 
     applicationName = property(lambda self: "FoundationReg Workbench")

@@ -1,6 +1,7 @@
 """Puts the stand-ins in place, starts the application and its window, and loads modules into it."""
 
 import atexit
+import gc
 import pathlib
 import sys
 import time
@@ -62,6 +63,7 @@ def _install_standins() -> None:
 
 _install_standins()
 
+import shiboken6  # noqa: E402
 import slicer  # noqa: E402 - with the stand-ins in place
 from PySide6.QtTest import QTest  # noqa: E402
 from trame_slicer.core import SlicerApp  # noqa: E402
@@ -76,6 +78,16 @@ def _log_qt_message(kind, context, message: str) -> None:
     """Qt's messages on stderr, without one that the offscreen platform repeats for every window."""
     if "propagateSizeHints" not in message:
         print(message, file=sys.stderr)
+
+
+def _release_callbacks() -> None:
+    """trame-slicer hands methods to C++ objects that hold them where Python's garbage collector cannot see it."""
+    observer, creator = slicer.vtkMRMLLayerDMObjectEventObserverScripted, slicer.vtkMRMLLayerDMPipelineScriptedCreator
+    for item in gc.get_objects():
+        if type(item) is creator:
+            slicer.vtkMRMLLayerDMPipelineFactory.GetInstance().RemovePipelineCreator(item)
+        if type(item) in (observer, creator):
+            item.SetPythonCallback(None)
 
 
 class Workbench:
@@ -101,7 +113,7 @@ class Workbench:
         manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
         self.window.show()
         self.process_events()
-        atexit.register(self._leave)
+        atexit.register(self.close)
 
     # Modules
 
@@ -154,8 +166,8 @@ class Workbench:
         widget = manager.sliceWidget(name) or manager.threeDWidget(name)
         return widget.viewWidget().read_image()
 
-    def close(self) -> None:
-        """Unload the modules and empty the scene. The application itself stays: start() gives it back."""
+    def clear(self) -> None:
+        """Unload the modules and empty the scene. The workbench itself goes on."""
         for name in list(self._loaded):
             self.unload_module(name)
         self.core.scene.Clear()
@@ -167,5 +179,25 @@ class Workbench:
         """Show the window to a person until it is closed."""
         return self.app.exec()
 
-    def _leave(self):
+    def close(self) -> None:
+        """Take everything apart in order: module, views, window, logics and scene, application.
+
+        What is left to the interpreter's shut-down is destroyed in an order that depends on addresses, partly after
+        Python and Qt are gone. Nothing of the workbench may be used afterwards, and none can be started again.
+        """
+        if self.app is None:
+            return
+        atexit.unregister(self.close)
+        self.clear()
+        app, self.app = self.app, None
+        app.removeEventFilter(self.dialogs)
+        _release_callbacks()
+        app.layoutManager().release_views()
+        shiboken6.delete(self.window)
+        gc.collect()  # the views' render windows, displayable managers and observers
+        app.detach_core()
+        self.core = self.window = self.dialogs = slicer.mrmlScene = slicer.app = None
+        vars(slicer.modules).clear()
+        gc.collect()  # the logics and the scene
+        app.shutdown()
         application.remove_folder(self._folder)

@@ -336,6 +336,16 @@ class qMRMLLayoutManager(QObject):
     def _of_class(self, cls):
         return [widget for widget in self._shown if type(widget) is cls]
 
+    def release_views(self) -> None:
+        """Let go of the views and of the scene, before the widgets are deleted."""
+        self._observations.clear()
+        for widget in self._widgets.values():
+            if isinstance(widget, (qMRMLSliceWidget, qMRMLThreeDWidget)):
+                widget.viewWidget().release_view()
+        self._widgets, self._shown = {}, []
+        self._logic.SetMRMLScene(None)
+        self._logic.SetMRMLApplicationLogic(None)
+
     # Invokable methods
 
     def mrmlScene(self):

@@ -80,6 +80,16 @@ def make_threed_view(scene, app_logic, name: str) -> ThreeDView:
         return _ThreeDView(scene, app_logic, name)
 
 
+def _take_apart(view: AbstractView) -> None:
+    """Take a view apart while its scene, its OpenGL context and Python are all there."""
+    view.set_render_blocked(True)
+    view.set_scheduled_render(None)
+    view._interactor_observer.SetInteractor(None)
+    view._displayable_manager_group.SetMRMLDisplayableNode(None)
+    del view._displayable_manager_group, view._interactor_observer
+    view.finalize()
+
+
 class RenderWidget(QWidget):
     """Paints a trame-slicer view and feeds its interactor."""
 
@@ -102,8 +112,19 @@ class RenderWidget(QWidget):
         self.setMinimumSize(40, 40)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
         interactor = view.interactor()
-        interactor.AddObserver(vtk.vtkCommand.CreateTimerEvent, self._create_timer)
-        interactor.AddObserver(vtk.vtkCommand.DestroyTimerEvent, self._destroy_timer)
+        self._observers = [
+            interactor.AddObserver(vtk.vtkCommand.CreateTimerEvent, self._create_timer),
+            interactor.AddObserver(vtk.vtkCommand.DestroyTimerEvent, self._destroy_timer),
+        ]
+
+    def release_view(self) -> None:
+        """Let go of the view: first its displayable managers, then its OpenGL context. Nothing is painted then."""
+        for timer in self._timers.values():
+            timer.stop()
+        for tag in self._observers:
+            self.view.interactor().RemoveObserver(tag)
+        _take_apart(self.view)
+        self.view = None
 
     # Rendering
 
