@@ -140,14 +140,16 @@ def print_result(result, places: list[Path]) -> None:
 
 def print_encoders(entries: list[dict[str, Any]], folder: Path, trusted: list[str]) -> None:
     """The catalogue, each entry as `weights.status` describes it, and the user's own files that are ``trusted``."""
-    table = Table("Id", "Encoder", "State", "Size", "Licence", "Suits", box=SIMPLE_HEAD)
+    table = Table("Id", "Encoder", "State", "Size", "CPU", "Licence", "Suits", box=SIMPLE_HEAD)
     for item in entries:
         size = f"{item['bytes'] / 1e6:,.0f} MB" if item["bytes"] else "–"
         missing = "needs a file" if item["needs"] == "file" else "to download"
         state = Text("ready", "green") if item["ready"] else Text(missing, "dim")
-        table.add_row(item["id"], item["title"], state, size, item["licence"] or "–", item["suits"])
+        seconds = f"{item['seconds_cpu']:g} s" if item["seconds_cpu"] else "–"
+        table.add_row(item["id"], item["title"], state, size, seconds, item["licence"] or "–", item["suits"])
     console = output()
     console.print(table)
+    console.print(Text("CPU: about the time of one slice on two cores; graphics cards take a small part of it."))
     console.print(Text(f"Weights lie in {folder}"), soft_wrap=True)
     for file in trusted:
         console.print(Text(f"Trusted to run: {file}"), soft_wrap=True)

@@ -71,7 +71,7 @@ def status(item: Entry | str) -> dict[str, Any]:
 
     ``ready``: it can run now. ``needs``: a ``download``, a ``file`` that the user gets by hand, or nothing (empty).
     ``source``: ``none`` needed, else as in `Weights`. ``hash``: ``published``, ``recorded`` (first seen here) or empty.
-    ``bytes``: of the file here, or of the download.
+    ``bytes``: of the file here, or of the download. ``seconds_cpu``: as of `Entry`.
     """
     item = entry(item) if isinstance(item, str) else item
     path, record = installed(item), read_record(item)
@@ -93,6 +93,7 @@ def status(item: Entry | str) -> dict[str, Any]:
         "licence_url": item.licence_url,
         "licence_accepted": licence_accepted(item),
         "gated": item.gated,
+        "seconds_cpu": item.seconds_cpu,
     }
 
 

@@ -28,7 +28,10 @@ from _common import RESULTS, machine, peak_memory, start_memory, versions
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--encoders", nargs="+", default=["sam-b", "dinov2-l-reg"], help="ids of the SAM or DINOv2 family"
+        "--encoders",
+        nargs="+",
+        default=["sam-b", "dinov2-l-reg"],
+        help="ids; beside the study's way those of the SAM and DINOv2 families",
     )
     parser.add_argument("--slices", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -126,6 +129,7 @@ def our_network(item):
 
     with torch.no_grad():
         if item.family == "tiny_vit":
+            torch.manual_seed(0)
             return TinyViT(item.options["stem_stride"]).eval().fold()
         sam = item.family == "sam"
         network = new_vit(item.options["size"]) if sam else VisionTransformer(**item.options["network"])

@@ -42,8 +42,9 @@ class Entry:
     """One encoder of the catalogue. ``weights`` is None where none are needed.
 
     ``pixels``: longer side of the input that suits the weights. ``stride``: pixels per token. ``pca``: components
-    that suit it. ``gated``: the owner wants to be asked before a download. ``seconds_cpu``: about what a slice takes on
-    two cores; None is not known. ``options``: for the family's loader.
+    that suit it. ``gated``: the owner wants to be asked before a download. ``seconds_cpu``: what a slice takes on two
+    cores of a server, ``seconds_measured`` or else worked out from that of a similar network; None is not known.
+    ``options``: for the family's loader.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Entry:
     pca: int = 12
     suits: str = ""
     seconds_cpu: float | None = None
+    seconds_measured: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
