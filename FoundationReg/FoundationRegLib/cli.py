@@ -214,10 +214,12 @@ def _add_encoders(commands) -> None:
         sub = actions.add_parser(action, help=summary)
         sub.add_argument("model", metavar="FILE")
         sub.set_defaults(action=action)
-    for action, summary in (("remove", "delete weights"), ("verify", "check weights against their published hash")):
-        sub = actions.add_parser(action, help=summary)
-        sub.add_argument("id", metavar="ID")
-        sub.set_defaults(action=action)
+    remove = actions.add_parser("remove", help="delete weights")
+    remove.add_argument("id", metavar="ID")
+    remove.set_defaults(action="remove")
+    verify = actions.add_parser("verify", help="check weights against their published hash")
+    verify.add_argument("id", metavar="ID", nargs="?", help="default: all that are on this computer")
+    verify.set_defaults(action="verify")
 
 
 def _add_presets(commands) -> None:

@@ -268,6 +268,9 @@ def encoders(args: argparse.Namespace) -> None:
     if args.action in ("trust", "distrust"):
         trust_or_not(args.model, args.action == "trust")
         return
+    if args.action == "verify":
+        verify([entry(args.id)] if args.id else [item for item in catalogue().values() if weights.installed(item)])
+        return
     item = entry(args.id)
     if args.action == "download":
         if not weights.status(item)["ready"]:
@@ -276,12 +279,24 @@ def encoders(args: argparse.Namespace) -> None:
         print(f"{item.title} is ready.")
     elif args.action == "import":
         print(f"{item.title} is ready: {weights.import_file(item.id, args.input)}")
-    elif args.action == "remove":
+    else:
         weights.remove(item.id)
         print(f"The weights of {item.title} were removed.")
-    else:
-        digest = weights.verify(item.id)
-        print(f"{item.title}: SHA256 {digest}, as {weights.status(item)['hash'] or 'recorded'}.")
+
+
+def verify(items: list) -> None:
+    """Read the weights of ``items`` again. Raises `WeightsError` at the end when some are not what they were."""
+    from . import weights
+
+    wrong = []
+    for item in items:
+        try:
+            digest = weights.verify(item.id)
+            print(f"{item.title}: SHA256 {digest}, as {weights.status(item)['hash'] or 'recorded'}.")
+        except WeightsError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise WeightsError(" ".join(wrong))
 
 
 def trust_or_not(model: str, yes: bool) -> None:

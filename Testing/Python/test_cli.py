@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from fakes import SHIFT, blob_image, fake_register
 from FoundationRegLib import cli, commands, consent, image, registration, weights
+from FoundationRegLib.encoders import catalogue
 from FoundationRegLib.errors import OutOfMemory, WeightsError
 
 RESULTS = {"transform.h5", "warped.nii.gz", "jacobian.nii.gz", "result.json", "report.html"}
@@ -647,6 +648,18 @@ def test_import_remove_and_verify_reach_the_weights(monkeypatch, tmp_path, capsy
     refused(capsys, "encoders", "verify", "medsam-lite")
     assert "does not exist" in refused(capsys, "encoders", "import", "medsam-lite", tmp_path / "nothing.pth")
     assert cli.main(["encoders", "remove", "medsam-lite"]) == 0
+
+
+def test_verify_without_an_id_reads_all_that_is_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(weights, "_folder", tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert cli.main(["encoders", "verify"]) == 0
+    for id in ("sam-b", "medsam-lite", "sslsam"):
+        (tmp_path / id).mkdir()
+        (tmp_path / id / catalogue()[id].weights.file).write_bytes(b"not the published file")
+    assert cli.main(["encoders", "verify"]) == 2
+    out, err = capsys.readouterr()
+    assert "SSLSAM: SHA256" in out and "SAM ViT-B" in err and "MedSAM-Lite" in err and "SSLSAM" not in err
 
 
 @pytest.mark.parametrize("action", ["download", "remove", "verify"])
