@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 import torch
 import torch.nn.functional as F
-from FoundationRegLib.encoders import sam
+from FoundationRegLib import weights
+from FoundationRegLib.encoders import catalogue, load_encoder, sam
 from FoundationRegLib.encoders.sam import SIZES, build_sam, new_vit, relative_positions, resized_positions
 from FoundationRegLib.errors import WeightsError
 
@@ -177,3 +178,38 @@ def test_the_full_vit_b_agrees_with_the_original_at_1024(tmp_path):
     assert (encoder(picture) - expected).abs().max() < 1e-4
     with torch.autocast("cpu", torch.bfloat16):
         assert (encoder(picture).float() - expected).norm() / expected.norm() < 2e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["vit_l", "vit_h"])
+@torch.inference_mode()
+def test_the_larger_ones_agree_with_the_original_away_from_1024(size, tmp_path):
+    vit = randomised(new_vit(size))
+    picture = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
+    expected = original_at(vit, size, 256)(picture)
+    path = published(tmp_path / "sam.pth", vit, **{"mask_decoder.x": torch.zeros(1)})
+    del vit
+    encoder = build_sam(path, {"size": size})
+    assert (encoder(picture) - expected).abs().max() < 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (encoder(picture).float() - expected).norm() / expected.norm() < 2e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", ["sslsam", "mri-core"])
+@torch.inference_mode()
+def test_the_relatives_agree_by_way_of_import_and_load(id, tmp_path, monkeypatch):
+    """The encoder alone behind ``module.``, as SSLSAM comes; MRI-CORE in SAM's layout, before the neck."""
+    item = catalogue()[id]
+    vit = randomised(new_vit("vit_b"))
+    path = published(tmp_path / "file.pth", vit, prefix="module." if id == "sslsam" else "image_encoder.")
+    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
+    weights.import_file(id, path)
+    gray = torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(item.options[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    plain = original_at(vit, "vit_b", 256)
+    if id == "mri-core":
+        plain.neck = torch.nn.Identity()
+    expected = plain((gray - mean).expand(-1, 3, -1, -1) / std)
+    encoder = load_encoder(id)
+    assert encoder.channels == item.channels and (encoder(gray) - expected).abs().max() < 1e-4

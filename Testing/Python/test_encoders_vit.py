@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from FoundationRegLib.encoders import catalogue
+from FoundationRegLib import weights
+from FoundationRegLib.encoders import catalogue, load_encoder
 from FoundationRegLib.encoders.checkpoints import read_checkpoint
 from FoundationRegLib.encoders.vit import VisionTransformer, build_vit
 from FoundationRegLib.errors import WeightsError
@@ -247,3 +248,51 @@ def test_the_full_dinov2_l_with_registers_agrees_at_896_pixels(tmp_path):
     x = picture(896, 896)
     expected = tokens(model, x, 14, 5)
     assert (encoder(x) - expected).abs().max() < 1e-4
+
+
+def original(network):
+    """transformers' model of the size that an entry's ``network`` describes."""
+    sizes = {
+        "hidden_size": network["width"],
+        "num_hidden_layers": network["depth"],
+        "num_attention_heads": network["heads"],
+        "patch_size": network["patch"],
+        "image_size": network["patch"] * (network.get("table") or 14),
+    }
+    if "table" not in network:
+        gated = {"use_gated_mlp": True, "hidden_act": "silu"} if network.get("gated") else {}
+        hidden = network.get("hidden", 4 * network["width"])
+        config = transformers.DINOv3ViTConfig(**sizes, **gated, intermediate_size=hidden, num_register_tokens=4)
+        return transformers.DINOv3ViTModel(config)
+    gated = network.get("gated", False)
+    if network.get("registers"):
+        config = transformers.Dinov2WithRegistersConfig(**sizes, use_swiglu_ffn=gated, num_register_tokens=4)
+        return transformers.Dinov2WithRegistersModel(config)
+    return transformers.Dinov2Model(transformers.Dinov2Config(**sizes, use_swiglu_ffn=gated))
+
+
+FULL = ["dinov2-s", "dinov2-b-reg", "dinov2-l", "dinov2-g-reg", "dinov3-s", "dinov3-splus", "dinov3-b", "dinov3-l",
+        "dinov3-hplus"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", FULL)
+@torch.inference_mode()
+def test_models_of_full_size_agree_by_way_of_import_and_load(id, tmp_path, monkeypatch):
+    """Random weights in a Hugging Face folder, taken in and loaded as a user does; the giants need 12 GB."""
+    item = catalogue()[id]
+    network = item.options["network"]
+    patch, extra = network["patch"], 1 + network.get("registers", 0)
+    gray = torch.rand(1, 1, 10 * patch, 8 * patch, generator=torch.Generator().manual_seed(5))
+    mean, std = (torch.tensor(item.options[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    model = randomised(original(network))
+    expected = tokens(model, (gray.expand(-1, 3, -1, -1) - mean) / std, patch, extra)
+    model.save_pretrained(tmp_path / "published")
+    del model
+    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
+    weights.import_file(id, tmp_path / "published")
+    encoder = load_encoder(id)
+    assert encoder.channels == item.channels and (encoder(gray) - expected).abs().max() < 1e-4
+    del encoder
+    half = load_encoder(id, precision="bfloat16")(gray)
+    assert (half - expected).norm() / expected.norm() < 2e-2
