@@ -22,7 +22,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from _common import RESULTS, machine, peak_memory, start_memory, versions
+from _common import RESULTS, machine, peak_memory, start_memory, today, versions
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def main() -> None:
         return print(json.dumps(measure(*args.run, args.slices, args.device, args.gradients)))
     results = {
         "machine": f"{machine(args.device)}; {versions()}",
+        "date": today(),
         "slices": args.slices,
         "gradients": args.gradients,
         "encoders": {},
