@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import __version__, alignment, metrics
 from .cache import Cache
 from .deformable import Deformation, Pair, deform, search_factor
+from .encoders import catalogue
 from .encoders.loading import require
 from .errors import InputError, OutOfMemory
 from .features import FeatureRaster, is_out_of_memory, place
@@ -53,8 +55,9 @@ class Registration:
     stage and the initial transform composed. ``linear`` is the part before the deformation.
     ``metrics``: ``{"before": {...}, "linear": {...}, "after": {...}}`` with the keys of `metrics.evaluate`.
     ``record``: settings, versions, weights' hashes, seed, device, seconds per stage, warnings.
-    ``loss``: loss per iteration by refinement level. ``features``: encoder id -> {"fixed", "moving"} -> uint8 RGB
-    (z, y, x, 3) on ``feature_grid``: the first three principal components. ``uncertainty``: error estimate in mm.
+    ``loss``: loss per iteration by refinement level. ``features``: encoder id (or the name of your own model's
+    file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
+    ``uncertainty``: error estimate in mm.
     ``quality``: one plain sentence for the user.
     """
 
@@ -375,7 +378,9 @@ def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], p
     """The first three principal components of both images as RGB (z, y, x, 3), black outside the body."""
     grid = pair.grid.with_spacing(max(2.0, float(pair.grid.spacing[0])))
     pictures = {}
-    for name, sides in rasters.items():
+    for encoder, sides in rasters.items():
+        # Of one's own model not the whole path: names of scene nodes and their references are made of it.
+        name = encoder if encoder in catalogue() else re.sub(r"[^\w.+-]+", "_", Path(encoder).name)
         placed = [place(raster, grid)[:3].cpu().numpy() for raster in sides]
         bodies = [
             resample_to_grid(image_from_array(body, pair.grid), grid, None, "nearest", 0) > 0

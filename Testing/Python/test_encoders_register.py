@@ -62,6 +62,13 @@ def mean_difference(first, second):
     return float(np.mean(each))
 
 
+def test_three_planes_are_encoded_and_change_what_is_found(pair):
+    one = register(*pair, QUICK)
+    three = register(*pair, QUICK.replace(planes="axial,coronal,sagittal"))
+    assert mean_difference(one, three) > 1
+    assert not np.array_equal(*(sitk.GetArrayFromImage(found.warped) for found in (one, three)))
+
+
 def test_layers_normalisation_and_precision_are_those_of_the_settings(pair):
     usual = register(*pair, QUICK)
     assert usual.record["weights_sha256"] == {"small": weights.verify("small")}
@@ -146,7 +153,7 @@ def test_a_small_memory_limit_changes_the_time_and_not_the_result(pair):
 
 @pytest.mark.parametrize("kind", ["slices", "volumes"])
 def test_a_program_of_ones_own_registers_only_after_the_yes(pair, tmp_path, monkeypatch, kind):
-    path = saved(Slices(1) if kind == "slices" else Volumes(), tmp_path / "model.pt")
+    path = saved(Slices(1) if kind == "slices" else Volumes(), tmp_path / "my model.pt")
     settings = MIND.replace(encoders=[str(path)], slice_gap_mm=4.0)
     with monkeypatch.context() as patch:
         patch.setattr(registration, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
@@ -155,7 +162,7 @@ def test_a_program_of_ones_own_registers_only_after_the_yes(pair, tmp_path, monk
             register(*pair, settings)
     digest = consent.trust(path)
     found = register(*pair, settings)
-    assert found.record["weights_sha256"] == {str(path): digest}
+    assert found.record["weights_sha256"] == {str(path): digest} and set(found.features) == {"my_model.pt"}
     assert error_mm(found.transform, shifted).mean() < 0.5 * np.linalg.norm(shifted(np.zeros(3)))
 
 
