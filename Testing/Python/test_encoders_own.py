@@ -211,6 +211,21 @@ def test_code_in_a_transformers_folder_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("where", [None, "vision_config"])
+def test_an_attention_from_elsewhere_is_refused_before_transformers_sees_it(tmp_path, monkeypatch, where):
+    """transformers would fetch such a kernel from the network and run it."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *a, **k: pytest.fail("it was read"))
+    evil = {"_attn_implementation": "somebody/kernel"}
+    config = {"model_type": "dinov2", **({where: evil} if where else evil)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="somebody/kernel"):
+        load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_encoder(str(tmp_path))
+
+
 def test_a_folder_that_is_called_like_an_encoder_does_not_replace_it(tmp_path, monkeypatch):
     (tmp_path / "mind").mkdir()
     monkeypatch.chdir(tmp_path)

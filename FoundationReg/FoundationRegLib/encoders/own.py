@@ -166,6 +166,7 @@ def _from_folder(path: Path, device: torch.device, precision: torch.dtype, layer
         raise InputError(f"The model in {path} needs the Python package transformers; please install it.") from None
     if not (path / "config.json").is_file():
         raise InputError(f"The folder {path} holds no model of transformers (config.json is missing).")
+    _refuse_kernels(path)
     try:
         model, found = transformers.AutoModel.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, output_loading_info=True
@@ -188,6 +189,28 @@ def _from_folder(path: Path, device: torch.device, precision: torch.dtype, layer
     item = Entry(str(path), path.name, "own", network.channels, patch, pixels, options=options)
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.bin")])
     return NetworkEncoder(item, network, device, precision, sha256(files[0]) if files else "")
+
+
+def _refuse_kernels(path: Path) -> None:
+    """Raise `InputError` when the folder's configuration names an attention that transformers would fetch and run."""
+
+    def named(value) -> list:
+        if isinstance(value, list):
+            return [found for item in value for found in named(item)]
+        if not isinstance(value, dict):
+            return []
+        here = [v for key, v in value.items() if "attn_implementation" in key and v not in (None, "sdpa", "eager")]
+        return here + [found for item in value.values() for found in named(item)]
+
+    try:
+        found = named(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path / 'config.json'} is not valid JSON: {error}.") from None
+    if found:
+        raise InputError(
+            f"The model in {path} asks for the attention {found[0]!r}, which could be code from elsewhere; remove that "
+            "line from its config.json."
+        )
 
 
 def _normalisation(path: Path) -> dict[str, list[float]]:
