@@ -1,4 +1,3 @@
-import enum
 import logging
 import os
 import sys
@@ -31,6 +30,7 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
     for _name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
         del sys.modules[_name]
 
+from FoundationRegLib.slicer.choices import DeformationMode, Intensity, ReviewMode, Start
 
 #
 # FoundationReg
@@ -109,70 +109,8 @@ def loadPhantomPair(source=None) -> list:
 #
 
 
-class Intensity(enum.Enum):
-    """How grey values are scaled."""
-
-    AUTO = "auto"
-    MR = "mr"
-    CT = "ct"
-
-    def label(self) -> str:
-        return {"auto": _("Automatic"), "mr": _("MR"), "ct": _("CT")}[self.value]
-
-
-class Start(enum.Enum):
-    """How the volumes are brought together first."""
-
-    AUTO = "auto"
-    NONE = "none"
-    GEOMETRY = "geometry"
-    MASS = "mass"
-    FEATURES = "features"
-
-    def label(self) -> str:
-        return {
-            "auto": _("Automatic"),
-            "none": _("Where they are"),
-            "geometry": _("Centers of the volumes"),
-            "mass": _("Centers of mass"),
-            "features": _("Matching features"),
-        }[self.value]
-
-
-class ReviewMode(enum.Enum):
-    """How both sides are shown together."""
-
-    FADE = "fade"
-    FLICKER = "flicker"
-    CHECKERBOARD = "checkerboard"
-    DIFFERENCE = "difference"
-    JACOBIAN = "jacobian"
-    UNCERTAINTY = "uncertainty"
-
-    def label(self) -> str:
-        return {
-            "fade": _("Fade between both"),
-            "flicker": _("Flicker"),
-            "checkerboard": _("Checkerboard"),
-            "difference": _("Difference"),
-            "jacobian": _("Jacobian (growth and shrinkage)"),
-            "uncertainty": _("Uncertainty (likely error)"),
-        }[self.value]
-
-
-class DeformationMode(enum.Enum):
-    """How the transform is drawn."""
-
-    NONE = "none"
-    GRID = "grid"
-    ARROWS = "arrows"
-    CONTOURS = "contours"
-
-    def label(self) -> str:
-        return {"none": _("Hidden"), "grid": _("Grid"), "arrows": _("Arrows"), "contours": _("Contours")}[self.value]
-
-
 LabelNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
+MaskNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLScalarVolumeNode | None
 
 
 @parameterNodeWrapper
@@ -194,8 +132,10 @@ class FoundationRegParameterNode:
     applyTransform: bool = True
     makeJacobian: bool = False
 
-    fixedMask: LabelNode
-    movingMask: LabelNode
+    fixedMask: MaskNode
+    movingMask: MaskNode
+    excludeFixed: MaskNode
+    excludeMoving: MaskNode
     initialTransform: vtkMRMLTransformNode
     fixedLabels: LabelNode
     movingLabels: LabelNode
@@ -394,7 +334,8 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         :param waitForCompletion: block until the end (Slicer stays responsive) or return at once.
         :param onEvent: called with a dictionary for each step of progress and at the end.
         :param options: other fields of ``FoundationRegLib.slicer.job.RegistrationRequest`` by name, such as
-          ``fixed_mask``, ``moving_mask``, ``initial_transform``, ``fixed_points``, ``moving_points``, ``jacobian``.
+          ``fixed_mask``, ``moving_mask``, ``exclude_fixed``, ``exclude_moving``, ``initial_transform``,
+          ``fixed_points``, ``moving_points``, ``guide_with_points``, ``jacobian``.
         :returns: a ``RegistrationResult`` with the nodes and metrics, or, without waiting, the ``RegistrationJob``,
           which has ``state``, ``result``, ``error``, ``cancel()``, ``finish()`` and ``wait()``.
         :raises FoundationRegLib.errors.FoundationRegError: with one plain sentence.

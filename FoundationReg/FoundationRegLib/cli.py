@@ -147,15 +147,17 @@ def _add_register(commands) -> None:
         "--initial-transform", metavar="FILE", help="ITK transform from fixed to moving points to start from"
     )
     for side in IMAGE_ROLES:
-        guides.add_argument(f"--{side}-mask", metavar="FILE", help=f"where to look in the {side} image")
+        guides.add_argument(f"--{side}-mask", metavar="FILE", help=f"where to match the {side} image (not 0)")
         guides.add_argument(
-            f"--exclude-{side}", metavar="FILE", help=f"what to leave out in the {side} image (a lesion)"
+            f"--exclude-{side}",
+            metavar="FILE",
+            help=f"mask of a lesion or implant in the {side} image that should neither shrink nor grow",
         )
     for side in IMAGE_ROLES:
         guides.add_argument(f"--{side}-labels", metavar="FILE", help="label map, to measure with")
         guides.add_argument(f"--{side}-points", metavar="FILE", help="points to measure with: .csv .fcsv .mrk.json")
-    guides.add_argument("--guide-with-labels", action="store_true", help="let the labels also guide the registration")
-    guides.add_argument("--guide-with-points", action="store_true", help="let the points also guide the registration")
+    for what in ("labels", "points"):
+        guides.add_argument(f"--guide-with-{what}", action="store_true", help=f"search with the {what} too")
     parser.add_argument("--download", action="store_true", help="fetch weights that are missing without asking")
     parser.add_argument(
         "--trust-model", action="store_true", help="run your own TorchScript file, a program, without asking"

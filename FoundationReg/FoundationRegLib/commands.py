@@ -31,6 +31,9 @@ def register(args: argparse.Namespace) -> None:
         raise InputError("Say where the result goes: --output DIR, --transform FILE or --warped FILE.")
     for what, file in single_files.items():
         require_suffix(what, file, IMAGE_OUTPUTS if what == "warped image" else TRANSFORM_OUTPUTS)
+    for what in ("labels", "points"):
+        if getattr(args, f"guide_with_{what}") and not getattr(args, f"fixed_{what}"):
+            raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet)
     folders = [Path(args.output)] if args.output else []

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 from FoundationRegLib.grid import Grid
+from module_fixtures import fake_channel, loaded, panel  # noqa: F401
 from scipy import ndimage
 from Workbench.fixtures import bench, workbench  # noqa: F401
 
@@ -84,3 +85,23 @@ def phantom() -> Phantom:
 def grid(request) -> Grid:
     """Grids of differing spacing, obliqueness and handedness."""
     return make_grid(**request.param)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Folder with fixed.nii.gz and moving.nii.gz, which is the fixed image shifted by `fakes.SHIFT`."""
+    import SimpleITK as sitk
+    from fakes import SHIFT, blob_image
+
+    sitk.WriteImage(blob_image(), str(tmp_path / "fixed.nii.gz"))
+    sitk.WriteImage(blob_image(size=(30, 26, 22), center=SHIFT), str(tmp_path / "moving.nii.gz"))
+    return tmp_path
+
+
+@pytest.fixture
+def fake_registration(monkeypatch):
+    """The command line's register takes no time."""
+    from fakes import fake_register
+    from FoundationRegLib import registration
+
+    monkeypatch.setattr(registration, "register", fake_register)

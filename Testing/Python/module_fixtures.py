@@ -4,15 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-import fake_register
 import pytest
-from Workbench.fixtures import bench  # noqa: F401
 
 MODULE = Path(__file__).parents[2] / "FoundationReg" / "FoundationReg.py"
+FAKE_WORKER = Path(__file__).with_name("fake_register.py")
 
 
 @pytest.fixture(scope="module")
-def loaded(bench):  # noqa: F811
+def loaded(bench):
     """The Python widget of the module. The library that was imported before is put back afterwards."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "FoundationRegLib"}
     widget = bench.load_module(MODULE)
@@ -35,7 +34,7 @@ def fake_channel(loaded):
     from FoundationRegLib.slicer.job import Channel
     from FoundationRegLib.slicer.process import WorkerProcess
 
-    process = WorkerProcess([sys.executable, "-P", fake_register.__file__], {"OMP_NUM_THREADS": "1"})
+    process = WorkerProcess([sys.executable, "-P", str(FAKE_WORKER)], {"OMP_NUM_THREADS": "1"})
     channel = Channel(process)
     pump.use_channel(channel)
     yield channel
@@ -43,7 +42,7 @@ def fake_channel(loaded):
 
 
 @pytest.fixture
-def panel(bench, loaded, fake_channel, tmp_path, monkeypatch):  # noqa: F811
+def panel(bench, loaded, fake_channel, tmp_path, monkeypatch):
     """The opened panel on an empty scene, with the weights folder of this test."""
     import slicer
     from FoundationRegLib import weights

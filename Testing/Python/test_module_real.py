@@ -5,8 +5,7 @@ import pytest
 from conftest import make_grid
 
 slicer = pytest.importorskip("slicer")
-from module_fixtures import bench, loaded  # noqa: E402, F401
-from test_module import click  # noqa: E402
+from panel_steps import click  # noqa: E402
 
 TURNED = {"turn": (8, -5, 6), "flip": (1,), "spacing": (3.2, 2.4, 2.0), "shape": (34, 40, 46)}
 
@@ -27,7 +26,7 @@ def unbend(points):
 
 
 @pytest.fixture
-def real(bench, loaded):  # noqa: F811
+def real(bench, loaded):
     """The opened panel with a channel to the real worker, on an empty scene."""
     import sys
 
@@ -45,7 +44,7 @@ def real(bench, loaded):  # noqa: F811
     slicer.mrmlScene.Clear(0)
 
 
-def test_a_known_deformation_is_found_and_refined_again_by_the_slider(real, bench, phantom):  # noqa: F811
+def test_a_known_deformation_is_found_and_refined_again_by_the_slider(real, bench, phantom):
     from FoundationRegLib.slicer import nodes, results
 
     fixed_grid, moving_grid = make_grid(), make_grid(**TURNED)

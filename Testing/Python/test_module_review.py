@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer")
-from module_fixtures import bench, fake_channel, loaded, panel  # noqa: E402, F401
-from test_module import click, prepare, run  # noqa: E402
+from panel_steps import click, prepare, run  # noqa: E402
 from test_slicer_nodes import add_linear, add_volume, affine, bump_on, smooth  # noqa: E402
 
 
 @pytest.fixture
-def reviewed(panel, bench):  # noqa: F811
+def reviewed(panel, bench):
     """The panel with a result, the review section open, and the views fitted."""
     prepare(panel, bench)
     run(panel, bench)
@@ -18,7 +17,7 @@ def reviewed(panel, bench):  # noqa: F811
     return panel
 
 
-def picture(bench, view="Red"):  # noqa: F811
+def picture(bench, view="Red"):
     """What a slice view shows, without its annotations at the border."""
     image = np.asarray(bench.view_image(view)).astype(int)[..., :3]
     rows, columns = image.shape[:2]
@@ -30,13 +29,13 @@ def differing(first, second):
     return float((np.abs(first - second).max(axis=-1) > 12).mean())
 
 
-def choose(combo, value, bench):  # noqa: F811
+def choose(combo, value, bench):
     texts = [combo.itemText(n) for n in range(combo.count)]
     combo.currentIndex = next(n for n, text in enumerate(texts) if text.lower().startswith(value))
     bench.process_events()
 
 
-def test_fading_goes_from_the_fixed_to_the_moving_side(reviewed, bench):  # noqa: F811
+def test_fading_goes_from_the_fixed_to_the_moving_side(reviewed, bench):
     reviewed.ui.fadeSlider.value = 0.0
     fixed = picture(bench)
     reviewed.ui.fadeSlider.value = 1.0
@@ -49,7 +48,7 @@ def test_fading_goes_from_the_fixed_to_the_moving_side(reviewed, bench):  # noqa
         assert composite.GetLinkedControl()
 
 
-def test_flicker_exchanges_the_sides_by_itself(reviewed, bench):  # noqa: F811
+def test_flicker_exchanges_the_sides_by_itself(reviewed, bench):
     reviewed.ui.flickerSlider.value = 10
     choose(reviewed.ui.reviewModeComboBox, "flicker", bench)
     composite = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
@@ -61,7 +60,7 @@ def test_flicker_exchanges_the_sides_by_itself(reviewed, bench):  # noqa: F811
     reviewed.enter()
 
 
-def test_checkerboard_shows_both_sides_in_turn(reviewed, bench):  # noqa: F811
+def test_checkerboard_shows_both_sides_in_turn(reviewed, bench):
     ui = reviewed.ui
     ui.fadeSlider.value = 0.0
     fixed = picture(bench)
@@ -79,7 +78,7 @@ def test_checkerboard_shows_both_sides_in_turn(reviewed, bench):  # noqa: F811
     assert differing(board, picture(bench)) > 0.1
 
 
-def test_difference_is_dark_where_both_sides_agree(panel, bench):  # noqa: F811
+def test_difference_is_dark_where_both_sides_agree(panel, bench):
     pair = prepare(panel, bench)
     # The moving volume is the fixed one, shifted by what the register answers (3 mm along LPS x).
     array = slicer.util.arrayFromVolume(pair[0]).copy()
@@ -104,7 +103,7 @@ def test_difference_is_dark_where_both_sides_agree(panel, bench):  # noqa: F811
     assert differing(after, picture(bench)) < 0.01
 
 
-def test_before_and_after_move_everything_under_the_transform(reviewed, bench):  # noqa: F811
+def test_before_and_after_move_everything_under_the_transform(reviewed, bench):
     transform = reviewed.ui.outputTransformSelector.currentNode()
     moving = reviewed.ui.movingSelector.currentNode()
     model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", "surface")
@@ -121,7 +120,7 @@ def test_before_and_after_move_everything_under_the_transform(reviewed, bench): 
     reviewed.enter()
 
 
-def test_before_goes_back_to_the_initial_transform(panel, bench):  # noqa: F811
+def test_before_goes_back_to_the_initial_transform(panel, bench):
     _, moving = prepare(panel, bench)
     parent = add_linear(affine())
     moving.SetAndObserveTransformNodeID(parent.GetID())
@@ -133,7 +132,7 @@ def test_before_goes_back_to_the_initial_transform(panel, bench):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", ["grid", "arrows", "contours"])
-def test_the_deformation_is_drawn_and_goes_away(reviewed, bench, how):  # noqa: F811
+def test_the_deformation_is_drawn_and_goes_away(reviewed, bench, how):
     from FoundationRegLib.slicer import nodes, results
 
     fixed, moving = (getattr(reviewed.ui, name).currentNode() for name in ("fixedSelector", "movingSelector"))
@@ -158,7 +157,7 @@ def test_the_deformation_is_drawn_and_goes_away(reviewed, bench, how):  # noqa: 
     assert differing(without, picture(bench)) < 0.002
 
 
-def test_the_deformation_appears_in_3d(reviewed, bench):  # noqa: F811
+def test_the_deformation_appears_in_3d(reviewed, bench):
     ui = reviewed.ui
     without = np.asarray(bench.view_image("1")).astype(int)[..., :3]
     choose(ui.deformationComboBox, "grid", bench)
@@ -168,7 +167,7 @@ def test_the_deformation_appears_in_3d(reviewed, bench):  # noqa: F811
     assert differing(without, drawn) > 0.005
 
 
-def test_the_jacobian_is_laid_over(reviewed, bench):  # noqa: F811
+def test_the_jacobian_is_laid_over(reviewed, bench):
     from FoundationRegLib.slicer import nodes, results
 
     fixed, moving = (getattr(reviewed.ui, name).currentNode() for name in ("fixedSelector", "movingSelector"))
@@ -183,13 +182,13 @@ def test_the_jacobian_is_laid_over(reviewed, bench):  # noqa: F811
     assert transform.GetNodeReference("FoundationReg.jacobian") is not None
 
 
-def test_the_uncertainty_is_laid_over(reviewed, bench):  # noqa: F811
+def test_the_uncertainty_is_laid_over(reviewed, bench):
     choose(reviewed.ui.reviewModeComboBox, "uncertainty", bench)
     reviewed.ui.fadeSlider.value = 1.0
     assert (np.ptp(picture(bench), axis=-1) > 40).mean() > 0.3  # it grows along one axis
 
 
-def test_features_are_shown_in_color(reviewed, bench):  # noqa: F811
+def test_features_are_shown_in_color(reviewed, bench):
     ui = reviewed.ui
     assert ui.compareComboBox.count == 2 and "mind" in ui.compareComboBox.itemText(1)
     ui.fadeSlider.value = 0.0
@@ -202,7 +201,7 @@ def test_features_are_shown_in_color(reviewed, bench):  # noqa: F811
     assert (np.ptp(picture(bench), axis=-1) > 40).mean() > 0.3
 
 
-def test_metrics_and_loss_open_in_views(reviewed, bench):  # noqa: F811
+def test_metrics_and_loss_open_in_views(reviewed, bench):
     before = slicer.app.layoutManager().layout
     click(bench, reviewed.ui.showTableButton)
     selection = slicer.app.applicationLogic().GetSelectionNode()
@@ -213,7 +212,7 @@ def test_metrics_and_loss_open_in_views(reviewed, bench):  # noqa: F811
     slicer.app.layoutManager().setLayout(before)
 
 
-def test_a_folded_deformation_is_warned_of_before_landmarks_follow(panel, bench):  # noqa: F811
+def test_a_folded_deformation_is_warned_of_before_landmarks_follow(panel, bench):
     from fake_register import FOLDED
 
     fixed, moving = prepare(panel, bench, FOLDED)
@@ -232,17 +231,46 @@ def test_a_folded_deformation_is_warned_of_before_landmarks_follow(panel, bench)
     assert "folds in 0.4 %" in panel.ui.qualityLabel.text and "landmarks" in panel.ui.qualityLabel.text
 
 
-def test_a_removed_result_leaves_the_review(reviewed, bench):  # noqa: F811
+def test_a_removed_result_leaves_the_review(reviewed, bench):
     slicer.mrmlScene.RemoveNode(reviewed.ui.outputTransformSelector.currentNode())
     bench.process_events()
     reviewed.panel.update()
     assert reviewed.panel.review.review is None and not reviewed.ui.reviewModeComboBox.enabled
 
 
-def test_volumes_of_other_types_are_compared_too(panel, bench):  # noqa: F811
+def test_volumes_of_other_types_are_compared_too(panel, bench):
     prepare(panel, bench)
     panel.ui.movingSelector.setCurrentNode(add_volume(smooth((20, 22, 24), 3, np.uint8), name="bytes"))
     run(panel, bench)
     for mode in ("checkerboard", "difference", "fade"):
         choose(panel.ui.reviewModeComboBox, mode, bench)
         assert picture(bench).max() > 50
+
+
+def test_a_result_that_is_not_placed_is_reviewed_through_the_transform(panel, bench):
+    fixed, moving = prepare(panel, bench)
+    panel.ui.outputsCollapsibleButton.collapsed = False
+    bench.process_events()
+    click(bench, panel.ui.applyTransformCheckBox)
+    run(panel, bench)
+    transform = panel.ui.outputTransformSelector.currentNode()
+    assert moving.GetParentTransformNode() is None
+    assert "left where it is" in panel.ui.qualityLabel.text
+    panel.ui.fadeSlider.value = 1.0
+    registered = picture(bench)
+    shown = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode").GetForegroundVolumeID()
+    shown = slicer.mrmlScene.GetNodeByID(shown)
+    assert shown is not moving and not shown.GetSaveWithScene()
+    # Slicer's own resampling of the moving volume under the transform gives the same voxels.
+    moving.SetAndObserveTransformNodeID(transform.GetID())
+    logic = slicer.vtkSlicerVolumesLogic()
+    logic.SetMRMLScene(slicer.mrmlScene)
+    expected = logic.ResampleVolumeToReferenceVolume(moving, fixed)
+    moving.SetAndObserveTransformNodeID(None)
+    array, expected = (slicer.util.arrayFromVolume(node).astype(float) for node in (shown, expected))
+    inside = (array != array.min()) & (expected != 0)
+    assert inside.mean() > 0.3 and np.abs(array - expected)[inside].max() <= 1
+    panel.ui.beforeButton.checked = True
+    assert differing(picture(bench), registered) > 0.1
+    panel.panel.review.close()
+    assert shown.GetScene() is None

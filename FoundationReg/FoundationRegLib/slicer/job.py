@@ -26,6 +26,12 @@ from .preview import LivePreview
 from .process import WorkerProcess
 
 FOLDED_PERCENT = 0.05  # less than this is negligible, as `quality` says too
+MASK_ROLES = {
+    "fixed_mask": "mask of the fixed volume",
+    "moving_mask": "mask of the moving volume",
+    "exclude_fixed": "exclusion mask of the fixed volume",
+    "exclude_moving": "exclusion mask of the moving volume",
+}
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
 
@@ -82,8 +88,11 @@ class RegistrationRequest:
 
     Without ``output_transform`` and ``output_volume`` a new transform node is made; ``create_transform`` and
     ``create_volume`` make new nodes beside given ones. Nodes are made only once there is a result.
-    ``exclude_fixed`` and ``exclude_moving`` mark what has no counterpart in the other volume, such as a lesion.
-    ``carry``: nodes of the moving side that follow it, as ``moving_labels`` and ``moving_points`` do.
+    Masks are segmentations (all their segments) or volumes (all voxels but 0): ``fixed_mask`` and ``moving_mask`` say
+    where to match, ``exclude_fixed`` and ``exclude_moving`` mark a lesion or implant without a counterpart in the other
+    volume, which shall neither shrink nor grow. Labels and points measure; ``guide_with_labels`` and
+    ``guide_with_points`` let them take part in the search too.
+    ``carry``: nodes of the moving side that follow it, as its labels, points and masks do.
     """
 
     fixed: Any
@@ -123,10 +132,31 @@ class RegistrationRequest:
                 raise InputError(f"Choose the {what} of the moving volume too, or none for the fixed one.")
             if pair[0] is not None and pair[0] is pair[1]:
                 raise InputError(f"The {role} of the fixed and of the moving volume are the same node.")
+        self._check_masks()
+        for guide, role, what in (
+            (self.guide_with_labels, "labels", "segmentations"),
+            (self.guide_with_points, "points", "landmarks"),
+        ):
+            if guide and getattr(self, f"fixed_{role}") is None:
+                raise InputError(f"To guide with {what}, choose the {what} of both volumes.")
         if self.output_volume is not None and self.output_volume in (self.fixed, self.moving):
             raise InputError("The output volume is one of the inputs; create a new volume for the result.")
         if self.output_transform is not None:
             results.check_output_transform(self.output_transform, self.fixed)
+
+    def _check_masks(self) -> None:
+        for name, role in MASK_ROLES.items():
+            mask = getattr(self, name)
+            if mask is None:
+                continue
+            if mask in (self.fixed, self.moving):
+                raise InputError(f"The {role} is one of the volumes to register; choose a segmentation or a mask.")
+            if mask.IsA("vtkMRMLSegmentationNode") and not nodes.segment_names(mask):
+                raise InputError(f"The {role} {mask.GetName()!r} has no segments; draw one or choose none.")
+        for side in ("fixed", "moving"):
+            mask = getattr(self, f"{side}_mask")
+            if mask is not None and mask is getattr(self, f"exclude_{side}"):
+                raise InputError(f"{mask.GetName()!r} cannot be both the mask of the {side} volume and excluded in it.")
 
     def inputs(self) -> list:
         """The nodes that must stay in the scene until the end."""
@@ -262,7 +292,7 @@ class RegistrationJob:
             for name in (f"{side}_mask", f"exclude_{side}"):
                 mask = getattr(request, name)
                 if mask is not None:
-                    array = nodes.mask_array(mask, getattr(request, side), name.replace("_", " "))
+                    array = nodes.mask_array(mask, getattr(request, side), MASK_ROLES[name])
                     payload[name] = write(name, array, grid)
         if request.fixed_labels is not None:
             pairs = [(request.fixed_labels, request.fixed), (request.moving_labels, request.moving)]
@@ -416,7 +446,8 @@ class RegistrationJob:
         """Place the moving volume and what belongs to it under ``transform``; say what cannot follow."""
         request, warnings = self.request, []
         request.moving.SetAndObserveTransformNodeID(transform.GetID())
-        chosen = [request.moving_labels, request.moving_points, request.moving_mask, *request.carry]
+        chosen = [request.moving_labels, request.moving_points, request.moving_mask, request.exclude_moving]
+        chosen += request.carry
         followers = list(dict.fromkeys(n for n in chosen if n is not None and n.GetScene() is not None))
         # Points and surfaces need the inverse, which does not exist where the field folds.
         inverted = [node for node in followers if node.IsA("vtkMRMLMarkupsNode") or node.IsA("vtkMRMLModelNode")]

@@ -7,8 +7,9 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import results
+from .choices import DeformationMode, ReviewMode
 from .job import FOLDED_PERCENT
-from .review import IMAGES, Deformation, Mode, Review, encoders_of, find_owner
+from .review import IMAGES, Review, encoders_of, find_owner
 
 REVIEW_PARAMETERS = ("reviewMode", "fade", "checkSize")
 DEFORMATION_PARAMETERS = (
@@ -105,16 +106,14 @@ class ReviewPanel:
         return self._ui.compareComboBox.currentData or IMAGES
 
     def _show(self) -> None:
-        mode, fade, check_mm, compare = self._view()
-        self.review.show(Mode(mode.value), fade, check_mm, compare)
+        self.review.show(*self._view())
         self._updateTimer()
 
     def _draw(self) -> None:
-        how, *rest = self._drawing()
-        self.review.show_deformation(Deformation(how.value), *rest)
+        self.review.show_deformation(*self._drawing())
 
     def _updateTimer(self) -> None:
-        flickering = self.review is not None and self._parameters.reviewMode.value == Mode.FLICKER.value
+        flickering = self.review is not None and self._parameters.reviewMode == ReviewMode.FLICKER
         if flickering:
             interval = int(500 / max(self._parameters.flickerRate, 0.1))
             if not self._timer.active or self._timer.interval != interval:
@@ -179,17 +178,20 @@ class ReviewPanel:
                 "reliably: raise the smoothness or choose Diffeomorphic under Advanced."
             ).format(percent=folded)
             sentence = f'{sentence}<br/><b style="color:#c04000">{warning}</b>'
+        if not self.review.placed:
+            hint = _("The moving volume was left where it is; the views show a copy taken through the transform.")
+            sentence = f"{sentence}<br/>{hint}"
         label.text = sentence
 
     def _enable(self) -> None:
         ui, there = self._ui, self.review is not None
-        mode = self._parameters.reviewMode.value if self._parameters is not None else Mode.FADE.value
-        drawn = self._parameters is not None and self._parameters.deformation.value != Deformation.NONE.value
+        mode = self._parameters.reviewMode if self._parameters is not None else ReviewMode.FADE
+        drawn = self._parameters is not None and self._parameters.deformation != DeformationMode.NONE
         transform = there and self.review.transform is not None
         ui.reviewModeComboBox.enabled = ui.compareComboBox.enabled = ui.beforeButton.enabled = there
-        ui.fadeSlider.enabled = there and mode in (Mode.FADE.value, Mode.JACOBIAN.value, Mode.UNCERTAINTY.value)
-        ui.flickerSlider.enabled = there and mode == Mode.FLICKER.value
-        ui.checkSizeSlider.enabled = there and mode == Mode.CHECKERBOARD.value
+        ui.fadeSlider.enabled = there and mode in (ReviewMode.FADE, ReviewMode.JACOBIAN, ReviewMode.UNCERTAINTY)
+        ui.flickerSlider.enabled = there and mode == ReviewMode.FLICKER
+        ui.checkSizeSlider.enabled = there and mode == ReviewMode.CHECKERBOARD
         ui.deformationComboBox.enabled = transform
         for widget in (ui.deformationSpacingSlider, ui.deformationScaleSlider):
             widget.enabled = transform and drawn

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 import slicer
 
 from . import nodes, results
-
-
-class Mode(enum.Enum):
-    """How the two sides are shown together."""
-
-    FADE = "fade"
-    FLICKER = "flicker"
-    CHECKERBOARD = "checkerboard"
-    DIFFERENCE = "difference"
-    JACOBIAN = "jacobian"
-    UNCERTAINTY = "uncertainty"
-
-
-class Deformation(enum.Enum):
-    """How the transform itself is drawn."""
-
-    NONE = "none"
-    GRID = "grid"
-    ARROWS = "arrows"
-    CONTOURS = "contours"
-
+from .choices import DeformationMode, ReviewMode
 
 IMAGES = ""  # what to compare: the volumes themselves, or the features of an encoder by its id
 
@@ -60,8 +38,13 @@ class Review:
         self._followers: list = []
         self._resampled: dict[bool, np.ndarray] = {}
         self._overlay_indices: tuple | None = None
-        self._shown = (Mode.FADE, 0.5, 20.0, IMAGES)
+        self._shown = (ReviewMode.FADE, 0.5, 20.0, IMAGES)
         self._flicked = False
+
+    @property
+    def placed(self) -> bool:
+        """Whether the scene itself shows the result: the moving volume under the transform, or a warped volume."""
+        return self.warped is not None or self.moving.GetParentTransformNode() is self.transform
 
     @property
     def valid(self) -> bool:
@@ -87,37 +70,37 @@ class Review:
                     node.SetAndObserveTransformNodeID(target.GetID() if target else None)
         self.show(*self._shown)
 
-    def show(self, mode: Mode, fade: float = 0.5, check_mm: float = 20.0, compare: str = IMAGES) -> None:
+    def show(self, mode: ReviewMode, fade: float = 0.5, check_mm: float = 20.0, compare: str = IMAGES) -> None:
         """Set all slice views to ``mode``. ``fade``: 0 shows the fixed, 1 the moving side. ``compare``: `IMAGES` or an
         encoder's id. ``check_mm``: size of a field of the checkerboard."""
         if not self.valid:
             return
         self._shown = (mode, fade, check_mm, compare)
         fixed, moving = self._sides(compare)
-        if mode == Mode.JACOBIAN and self.transform is not None:
+        if mode == ReviewMode.JACOBIAN and self.transform is not None:
             rgba = results.jacobian_colors(np.linspace(*results.JACOBIAN_RANGE, 256))
             set_layers(self._overlaid(self.jacobian_node(), rgba, fade))
-        elif mode == Mode.UNCERTAINTY and (node := self.owner.GetNodeReference(results.ROLE + "uncertainty")):
+        elif mode == ReviewMode.UNCERTAINTY and (node := self.owner.GetNodeReference(results.ROLE + "uncertainty")):
             set_layers(self._overlaid(node, results.uncertainty_colors(np.linspace(0, 1, 256)), fade))
-        elif mode == Mode.CHECKERBOARD:
+        elif mode == ReviewMode.CHECKERBOARD:
             set_layers(self._composed("checkerboard", compare, check_mm))
-        elif mode == Mode.DIFFERENCE:
+        elif mode == ReviewMode.DIFFERENCE:
             set_layers(self._composed("difference", compare, check_mm))
-        elif mode == Mode.FLICKER:
+        elif mode == ReviewMode.FLICKER:
             set_layers(fixed, moving, float(self._flicked))
         else:
             set_layers(fixed, moving, fade)
 
     def flick(self) -> None:
         """Change sides; called by a timer."""
-        if self._shown[0] == Mode.FLICKER and self.valid:
+        if self._shown[0] == ReviewMode.FLICKER and self.valid:
             self._flicked = not self._flicked
             set_layers(foreground_opacity=float(self._flicked))
 
     def close(self) -> None:
         """Back to the registered state; what was only made to be looked at is removed."""
         self.set_after(True)
-        for role in ("checkerboard", "difference", "overlay"):
+        for role in ("checkerboard", "difference", "overlay", "shown"):
             node = self.owner.GetNodeReference(results.ROLE + role) if self.owner is not None else None
             if node is not None and node.GetScene() is not None:
                 slicer.mrmlScene.RemoveNode(node)
@@ -142,12 +125,25 @@ class Review:
         return self.fixed, self._moving_node()
 
     def _moving_node(self):
-        """What stands for the moving side: itself under the transform, or the warped volume when it was left alone."""
-        if self.after and self.warped is not None:
-            applied = self.transform is not None and self.moving.GetParentTransformNode() is self.transform
-            if not applied:
-                return self.warped
-        return self.moving
+        """What stands for the moving side: itself where it lies, or warped when it does not lie under the transform."""
+        lies_there = self.transform is not None and self.moving.GetParentTransformNode() is self.transform
+        if not self.after or lies_there:
+            return self.moving
+        return self.warped or self._warped_for_review()
+
+    def _warped_for_review(self):
+        """The moving volume through the transform, on the fixed grid; made once."""
+        node = self.owner.GetNodeReference(results.ROLE + "shown")
+        if node is None:
+            chain = nodes.chain_between(self.fixed.GetParentTransformNode(), self.transform)
+            background = float(nodes.volume_array(self.moving).min())
+            array = nodes.resample(self.moving, self.fixed, chain, background=background)
+            name = f"{self.moving.GetName()}, registered"
+            node = results.owned_node(self.owner, "shown", "vtkMRMLScalarVolumeNode", name)
+            node.SetSaveWithScene(False)
+            node.SetHideFromEditors(True)
+            results.set_warped_volume(node, array, nodes.volume_grid(self.fixed), self.fixed, self.moving)
+        return node
 
     def _composed(self, kind: str, compare: str, check_mm: float):
         """The checkerboard or difference of both sides as a volume on the fixed (or the features') grid."""
@@ -195,7 +191,7 @@ class Review:
         return node
 
     def show_deformation(
-        self, how: Deformation, spacing_mm: float, scale_percent: float, in_slices: bool = True, in_3d: bool = False
+        self, how: DeformationMode, spacing_mm: float, scale_percent: float, in_slices: bool = True, in_3d: bool = False
     ) -> None:
         """Draw the transform. It shows where the moving anatomy goes, magnified by ``scale_percent`` / 100.
 
@@ -206,19 +202,19 @@ class Review:
         if self.transform.GetDisplayNode() is None:
             self.transform.CreateDefaultDisplayNodes()
         display = self.transform.GetDisplayNode()
-        shown = how != Deformation.NONE
+        shown = how != DeformationMode.NONE
         with slicer.util.NodeModify(display):
-            if how == Deformation.GRID:
+            if how == DeformationMode.GRID:
                 display.SetVisualizationMode(display.VIS_MODE_GRID)
                 display.SetGridSpacingMm(spacing_mm)
                 display.SetGridResolutionMm(max(spacing_mm / 5, 1.0))
                 display.SetGridScalePercent(scale_percent)
-            elif how == Deformation.ARROWS:
+            elif how == DeformationMode.ARROWS:
                 display.SetVisualizationMode(display.VIS_MODE_GLYPH)
                 display.SetGlyphType(display.GLYPH_TYPE_ARROW)
                 display.SetGlyphSpacingMm(spacing_mm)
                 display.SetGlyphScalePercent(scale_percent)
-            elif how == Deformation.CONTOURS:
+            elif how == DeformationMode.CONTOURS:
                 display.SetVisualizationMode(display.VIS_MODE_CONTOUR)
                 levels = " ".join(f"{spacing_mm * n:g}" for n in range(1, 11))
                 display.SetContourLevelsMmFromString(levels)

@@ -1,0 +1,120 @@
+"""What the command line leaves behind when the work fails or is stopped: nothing half done."""
+
+import signal
+import sys
+
+import pytest
+from cli_steps import files_below, refused, register
+from FoundationRegLib import registration
+from FoundationRegLib.errors import OutOfMemory, WeightsError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (MemoryError(), 2, "ran out of memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            2,
+            "ran out of memory",
+        ),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), 2, "ran out of memory"),
+        (OutOfMemory("The device is full; lower the resolution."), 2, "lower the resolution"),
+        (WeightsError("The weights are damaged."), 2, "damaged"),
+        (KeyboardInterrupt(), 130, "Stopped"),
+    ],
+)
+def test_failure_during_the_work_leaves_nothing(pair, capsys, monkeypatch, error, code, sentence):
+    def fail(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(registration, "register", fail)
+    before = files_below(pair)
+    assert register(pair, "-o", pair / "new" / "out", "--transform", pair / "other" / "t.h5", "-q") == code
+    assert sentence in capsys.readouterr().err
+    assert files_below(pair) == before
+
+
+def test_an_unexpected_error_is_not_hidden(pair, monkeypatch):
+    def fail(*arguments, **more):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(registration, "register", fail)
+    with pytest.raises(ZeroDivisionError):
+        register(pair, "-o", pair / "out", "-q")
+    assert not (pair / "out").exists()
+
+
+def test_older_results_survive_a_failed_run(pair, fake_registration, monkeypatch):
+    assert register(pair, "-o", pair / "out", "-q") == 0
+    before = {path: path.read_bytes() for path in (pair / "out").iterdir()}
+
+    def fail(*arguments, **more):
+        raise MemoryError
+
+    monkeypatch.setattr(registration, "register", fail)
+    assert register(pair, "-o", pair / "out", "-q") == 2
+    assert {path: path.read_bytes() for path in (pair / "out").iterdir()} == before
+
+
+def test_failing_report_leaves_no_half_result(pair, fake_registration, monkeypatch, capsys):
+    from FoundationRegLib import report
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_report", full)
+    assert register(pair, "-o", pair / "out", "-q") == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (pair / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_full_disk_leaves_no_file(pair, fake_registration, capsys):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        code = register(pair, "-o", pair / "out", "-q")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2 and "disk" in capsys.readouterr().err
+    assert not (pair / "out").exists()
+
+
+def test_folder_without_permission_is_refused(pair, capsys, monkeypatch):
+    from FoundationRegLib import outputs
+
+    def denied(*arguments, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(outputs.tempfile, "mkdtemp", denied)
+    arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-e", "mind", "-o", pair / "a" / "b"]
+    assert "not allowed" in refused(capsys, *arguments)
+    assert not (pair / "a").exists()
+
+
+def test_ctrl_c_cancels_and_leaves_nothing(pair, capsys, monkeypatch):
+    def interrupted(fixed, moving, settings, *, progress, **others):
+        signal.raise_signal(signal.SIGINT)
+        progress.update(0.5)
+        pytest.fail("the work went on")
+
+    monkeypatch.setattr(registration, "register", interrupted)
+    before, handler = files_below(pair), signal.getsignal(signal.SIGINT)
+    assert register(pair, "-o", pair / "out") == 130
+    assert "cancelled" in capsys.readouterr().err
+    assert files_below(pair) == before
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_second_ctrl_c_stops_work_that_does_not_listen(pair, monkeypatch):
+    def deaf(*arguments, **more):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the work went on")
+
+    monkeypatch.setattr(registration, "register", deaf)
+    assert register(pair, "-o", pair / "out", "-q") == 130
+    assert not (pair / "out").exists()
