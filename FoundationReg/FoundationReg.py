@@ -333,7 +333,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         :param settings: changes to the preset, by the field names of ``FoundationRegLib.settings.Settings``.
         :param waitForCompletion: block until the end (Slicer stays responsive) or return at once.
         :param onEvent: called with a dictionary for each step of progress and at the end.
-        :param options: other fields of ``FoundationRegLib.slicer.job.RegistrationRequest`` by name, such as
+        :param options: other fields of ``FoundationRegLib.slicer.request.RegistrationRequest`` by name, such as
           ``fixed_mask``, ``moving_mask``, ``exclude_fixed``, ``exclude_moving``, ``initial_transform``,
           ``fixed_points``, ``moving_points``, ``guide_with_points``, ``jacobian``.
         :returns: a ``RegistrationResult`` with the nodes and metrics, or, without waiting, the ``RegistrationJob``,
@@ -341,7 +341,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         :raises FoundationRegLib.errors.FoundationRegError: with one plain sentence.
         """
         from FoundationRegLib.settings import Settings
-        from FoundationRegLib.slicer.job import RegistrationRequest
+        from FoundationRegLib.slicer.request import RegistrationRequest
 
         chosen = Settings.from_preset(preset, **(settings or {}))
         request = RegistrationRequest(

@@ -31,7 +31,7 @@ def loaded(bench):
 def fake_channel(loaded):
     """A channel to a worker whose register is `fake_register.register`; warm over the tests of a file."""
     from FoundationRegLib.slicer import pump
-    from FoundationRegLib.slicer.job import Channel
+    from FoundationRegLib.slicer.channel import Channel
     from FoundationRegLib.slicer.process import WorkerProcess
 
     process = WorkerProcess([sys.executable, "-P", str(FAKE_WORKER)], {"OMP_NUM_THREADS": "1"})

@@ -31,7 +31,7 @@ def real(bench, loaded):
     import sys
 
     from FoundationRegLib.slicer import pump
-    from FoundationRegLib.slicer.job import Channel
+    from FoundationRegLib.slicer.channel import Channel
     from FoundationRegLib.slicer.process import WorkerProcess
 
     command = [sys.executable, "-P", "-m", "FoundationRegLib.worker"]

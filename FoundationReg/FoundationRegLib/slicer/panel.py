@@ -9,11 +9,12 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .. import settings
 from ..errors import Cancelled, FoundationRegError
-from . import dependencies, models, parameters
+from . import dependencies, parameters
 from .panel_models import ModelsPanel
+from .panel_presets import PresetPanel
 from .panel_review import ReviewPanel
+from .wording import device_text, stage_title, time_left
 
 REOPTIMIZE_DELAY_MS = 500
 
@@ -32,21 +33,16 @@ class Panel:
         self._updating = False
         self.review = ReviewPanel(ui)
         self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
-        chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "", settings=slicer.app.userSettings())
-        if chosen:
-            logic.channel.process.environment["FOUNDATIONREG_MODELS"] = chosen
+        self.presets = PresetPanel(ui)
         self._delay = qt.QTimer()
         self._delay.setSingleShot(True)
         self._delay.setInterval(REOPTIMIZE_DELAY_MS)
         self._delay.connect("timeout()", self._reoptimize)
-        self._fillPresets()
-        ui.presetComboBox.connect("currentIndexChanged(int)", self._onPreset)
         ui.encoderComboBox.connect("currentIndexChanged(int)", self._onEncoder)
         ui.applyButton.connect("clicked(bool)", self._onApply)
         ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
         ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
         ui.deviceButton.connect("clicked(bool)", self._onDevice)
-        ui.restorePresetButton.connect("clicked(bool)", self._onRestorePreset)
         ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
         self._showDevice()
 
@@ -60,8 +56,7 @@ class Panel:
         self._delay.stop()
         if node is None:
             self._smoothness = None
-        else:
-            parameters.repair(node)
+        self.presets.setParameters(node)
         self.review.setParameters(node)
         self.models.setParameters(node)
         if node is not None:
@@ -88,7 +83,7 @@ class Panel:
             return
         self._updating = True
         try:
-            self._showPreset()
+            self.presets.update()
             self.ui.outputTransformSelector.enabled = node.makeTransform
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
@@ -288,48 +283,8 @@ class Panel:
             self.run()
 
     #
-    # Presets and encoders
+    # Encoder, and what follows
     #
-
-    def _fillPresets(self) -> None:
-        combo = self.ui.presetComboBox
-        blocked = combo.blockSignals(True)
-        combo.clear()
-        for name in settings.preset_names():
-            preset = settings.read_preset(name)
-            combo.addItem(preset.get("title", name), name)
-            combo.setItemData(combo.count - 1, preset.get("summary", ""), qt.Qt.ToolTipRole)
-        combo.blockSignals(blocked)
-
-    def _showPreset(self) -> None:
-        node, combo = self._parameters, self.ui.presetComboBox
-        index = combo.findData(node.preset)
-        if index >= 0 and combo.currentIndex != index:
-            blocked = combo.blockSignals(True)
-            combo.currentIndex = index
-            combo.blockSignals(blocked)
-        try:
-            text = settings.read_preset(node.preset).get("summary", "")
-            changed = parameters.changed_fields(node)
-        except FoundationRegError as error:
-            text, changed = str(error), []
-        if changed:
-            names = ", ".join(name.replace("_mm", "").replace("_", " ") for name in changed)
-            text = _("{summary} Changed: {names}.").format(summary=text, names=names)
-        self.ui.presetLabel.text = text
-
-    def _onPreset(self, index: int) -> None:
-        if self._parameters is not None and index >= 0:
-            self._applyPreset(self.ui.presetComboBox.itemData(index))
-
-    def _onRestorePreset(self, _clicked=False) -> None:
-        if self._parameters is not None:
-            self._applyPreset(self._parameters.preset)
-
-    def _applyPreset(self, name: str) -> None:
-        modified = self._parameters.StartModify()
-        parameters.apply_preset(self._parameters, name)
-        self._parameters.EndModify(modified)
 
     def _onEncoder(self, index: int) -> None:
         if self._parameters is not None and not self._updating and index >= 0:
@@ -403,46 +358,3 @@ class Panel:
         self._parameters = None
         self.review.setParameters(None)
         self._logic.channel.close()
-
-
-def stage_title(stage: str) -> str:
-    """The name of a stage of the registration; what follows its first word (an encoder, a voxel size) stays."""
-    titles = {
-        "load": _("Reading"),
-        "align": _("Aligning"),
-        "start": _("Finding a start"),
-        "linear": _("Aligning"),
-        "rigid": _("Rigid alignment"),
-        "affine": _("Affine alignment"),
-        "prepare": _("Preparing"),
-        "deform": _("Deforming"),
-        "encode": _("Encoding"),
-        "search": _("Searching"),
-        "refine": _("Refining"),
-        "output": _("Making the outputs"),
-    }
-    word, _space, rest = stage.partition(" ")
-    return " ".join(part for part in (titles.get(word, word.capitalize()), rest) if part)
-
-
-def time_left(seconds: float | None) -> str:
-    """Like "about 40 s left", rounded as one would say it; empty when unknown."""
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return _("about {seconds} s left").format(seconds=max(1, round(seconds)))
-    return _("about {minutes} min left").format(minutes=round(seconds / 60))
-
-
-def device_text(answer: dict) -> str:
-    """The device line from the worker's answer to ``warm``."""
-    text = _("PyTorch {version} on {name}").format(version=answer["torch"], name=answer["name"])
-    if answer.get("memory"):
-        text += _(", {memory:.1f} GB free").format(memory=answer["memory"] / 1e9)
-    elif answer.get("device") == "cpu":
-        text += _(", {threads} threads").format(threads=answer.get("threads"))
-    if answer.get("problem"):
-        text += _(". The graphics card cannot be used ({problem}); see the PyTorch Utils module.").format(
-            problem=answer["problem"]
-        )
-    return text

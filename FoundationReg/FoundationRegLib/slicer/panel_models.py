@@ -12,7 +12,7 @@ from .. import consent, weights
 from ..errors import FoundationRegError
 from ..settings import Settings
 from . import models
-from .job import Channel
+from .channel import Channel
 from .models import Availability
 from .parameters import PRESET_ENCODERS
 
@@ -32,13 +32,17 @@ class ModelsPanel:
         chosen = slicer.util.settingsValue(models.FOLDER_SETTING, "", settings=slicer.app.userSettings())
         if chosen:
             weights.set_models_folder(chosen)
+            channel().process.environment["FOUNDATIONREG_MODELS"] = chosen
         ui.encoderActionButton.connect("clicked(bool)", self._onAction)
-        ui.showFolderButton.connect("clicked(bool)", self._onShowFolder)
-        ui.changeFolderButton.connect("clicked(bool)", self._onChangeFolder)
-        ui.clearFolderButton.connect("clicked(bool)", self._onClearFolder)
-        ui.importButton.connect("clicked(bool)", self._onImport)
-        ui.verifyButton.connect("clicked(bool)", self._onVerify)
-        ui.removeButton.connect("clicked(bool)", self._onRemove)
+        for button, call in (
+            (ui.showFolderButton, self._onShowFolder),
+            (ui.changeFolderButton, self._onChangeFolder),
+            (ui.clearFolderButton, self._onClearFolder),
+            (ui.importButton, self._onImport),
+            (ui.verifyButton, self._onVerify),
+            (ui.removeButton, self._onRemove),
+        ):
+            button.connect("clicked(bool)", call)
         self._fillEncoders()
 
     def setParameters(self, parameters) -> None:

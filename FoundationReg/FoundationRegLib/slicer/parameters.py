@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..encoders.catalogue import catalogue
 from ..settings import Settings, preset_names
 from . import models
-from .job import RegistrationRequest
+from .request import RegistrationRequest
 
 # parameter of the node -> field of Settings
 FIELDS = {

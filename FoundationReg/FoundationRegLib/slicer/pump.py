@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import qt
 
-from .job import Channel
+from .channel import Channel
 
 INTERVAL_MS = 60
 _shared: Channel | None = None
