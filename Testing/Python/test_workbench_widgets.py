@@ -238,7 +238,10 @@ def test_checkable_selector_checks_nodes(workbench):
     nodes = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", name) for name in "ab"]
     heard = []
     box.connect("checkedNodesChanged()", lambda: heard.append(1))
+    pictures = [box.grab().toImage()]
     box.setCheckState(nodes[1], qt.Qt.Checked)
+    pictures.append(box.grab().toImage())
+    assert pictures[0] != pictures[1], "what is ticked is shown, not the current item"
     assert box.checkedNodes() == [nodes[1]] and heard == [1] and box.checkState(nodes[0]) == qt.Qt.Unchecked
     slicer.mrmlScene.RemoveNode(nodes[1])
     assert box.checkedNodes() == []

@@ -117,6 +117,15 @@ class RenderWidget(QWidget):
             interactor.AddObserver(vtk.vtkCommand.DestroyTimerEvent, self._destroy_timer),
         ]
 
+    def renderWindow(self):
+        return self.view.render_window()
+
+    def interactor(self):
+        return self.view.interactor()
+
+    def displayableManagerByClassName(self, class_name):
+        return self.view.get_displayable_manager_by_class(class_name)
+
     def release_view(self) -> None:
         """Let go of the view: first its displayable managers, then its OpenGL context. Nothing is painted then."""
         for timer in self._timers.values():
@@ -276,15 +285,6 @@ class qMRMLSliceView(RenderWidget):
     def mrmlSliceNode(self):
         return self.view.get_view_node()
 
-    def renderWindow(self):
-        return self.view.render_window()
-
-    def interactor(self):
-        return self.view.interactor()
-
-    def displayableManagerByClassName(self, class_name):
-        return self.view.get_displayable_manager_by_class(class_name)
-
     def convertRASToXYZ(self, ras):
         to_xyz = vtk.vtkMatrix4x4()
         vtk.vtkMatrix4x4.Invert(self.mrmlSliceNode().GetXYToRAS(), to_xyz)
@@ -301,23 +301,11 @@ class qMRMLSliceView(RenderWidget):
 class qMRMLThreeDView(RenderWidget):
     """A 3-D view's canvas (Libs/MRML/Widgets/qMRMLThreeDView.h)."""
 
-    def __init__(self, view: ThreeDView, parent=None):
-        super().__init__(view, parent)
-
     def mrmlViewNode(self):
         return self.view.get_view_node()
 
     def cameraNode(self):
         return self.view.get_camera_node()
-
-    def renderWindow(self):
-        return self.view.render_window()
-
-    def interactor(self):
-        return self.view.interactor()
-
-    def displayableManagerByClassName(self, class_name):
-        return self.view.get_displayable_manager_by_class(class_name)
 
     def resetFocalPoint(self):
         self.view.reset_focal_point()

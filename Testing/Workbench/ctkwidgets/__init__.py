@@ -4,6 +4,8 @@ Properties, slots, signals and defaults follow commontk/CTK, Libs/Widgets (each 
 is neither property, slot nor Q_INVOKABLE there cannot be reached from Slicer's Python, and is missing here too.
 """
 
+# ruff: noqa: F401 - what is imported here is what the module ``ctk`` offers
+
 from .inputs import (
     ctkCheckableComboBox,
     ctkCheckBox,
@@ -16,19 +18,3 @@ from .inputs import (
 )
 from .sections import ctkCollapsibleButton, ctkCollapsibleGroupBox
 from .values import ctkDoubleSpinBox, ctkRangeWidget, ctkSliderWidget
-
-__all__ = [
-    "ctkCheckBox",
-    "ctkCheckableComboBox",
-    "ctkCollapsibleButton",
-    "ctkCollapsibleGroupBox",
-    "ctkComboBox",
-    "ctkDirectoryButton",
-    "ctkDoubleSpinBox",
-    "ctkFileDialog",
-    "ctkMenuButton",
-    "ctkMessageBox",
-    "ctkPathLineEdit",
-    "ctkRangeWidget",
-    "ctkSliderWidget",
-]

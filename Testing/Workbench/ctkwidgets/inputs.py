@@ -21,6 +21,26 @@ from PySide6.QtWidgets import (
 from ..qtproperty import forwarded, stored
 
 
+def paint_combo_box(box: QComboBox, text: str) -> None:
+    """Paint ``box`` with another text than that of its current item."""
+    painter = QStylePainter(box)
+    option = QStyleOptionComboBox()
+    box.initStyleOption(option)
+    option.currentText = text
+    painter.drawComplexControl(QStyle.CC_ComboBox, option)
+    painter.drawControl(QStyle.CE_ComboBoxLabel, option)
+
+
+def ticked_text(box: QComboBox) -> str:
+    """Which items of ``box`` are ticked, as CTK shows it."""
+    items = [box.model().item(row) for row in range(box.count)]
+    items = [item for item in items if item.isCheckable()]
+    ticked = [item.text() for item in items if item.checkState() == Qt.Checked]
+    if items and len(ticked) == len(items):
+        return "All"
+    return ", ".join(ticked) or "None"
+
+
 class ctkComboBox(QComboBox):
     """A combo box with a hint that is shown while nothing is selected."""
 
@@ -34,13 +54,8 @@ class ctkComboBox(QComboBox):
     )
 
     def paintEvent(self, _event):
-        painter = QStylePainter(self)
-        option = QStyleOptionComboBox()
-        self.initStyleOption(option)
-        if self.currentIndex == -1 or self.forceDefault:
-            option.currentText = self.defaultText
-        painter.drawComplexControl(QStyle.CC_ComboBox, option)
-        painter.drawControl(QStyle.CE_ComboBoxLabel, option)
+        hint = self.currentIndex == -1 or self.forceDefault
+        paint_combo_box(self, self.defaultText if hint else self.currentText)
 
 
 class ctkCheckBox(QCheckBox):
@@ -205,6 +220,9 @@ class ctkCheckableComboBox(QComboBox):
 
     def noneChecked(self):
         return not self.checkedIndexes()
+
+    def paintEvent(self, _event):
+        paint_combo_box(self, ticked_text(self))
 
 
 class ctkMessageBox(QMessageBox):

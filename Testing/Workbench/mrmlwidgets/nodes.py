@@ -8,9 +8,7 @@ from PySide6.QtCore import Property, Qt, Signal, Slot
 from PySide6.QtGui import QStandardItem, QStandardItemModel
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QInputDialog, QSizePolicy, QWidget
 
-from ..ctkwidgets import (
-    ctkComboBox,
-)
+from ..ctkwidgets.inputs import ctkComboBox, paint_combo_box, ticked_text
 from ..qtproperty import stored
 from .base import Observations
 
@@ -388,9 +386,15 @@ class qMRMLNodeComboBox(QWidget):
         self._updateActions()
 
 
+class _TickedComboBox(ctkComboBox):
+    def paintEvent(self, _event):
+        paint_combo_box(self, ticked_text(self))
+
+
 class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
     """Selects several nodes."""
 
+    _comboBoxClass = _TickedComboBox
     checkedNodesChanged = Signal()
 
     def __init__(self, parent=None):

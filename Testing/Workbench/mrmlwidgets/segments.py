@@ -6,9 +6,7 @@ import slicer
 from PySide6.QtCore import Property, Qt, Signal, Slot
 from PySide6.QtWidgets import QComboBox, QVBoxLayout
 
-from ..ctkwidgets import (
-    ctkCheckableComboBox,
-)
+from ..ctkwidgets import ctkCheckableComboBox
 from ..qtproperty import stored
 from .base import Observations, qMRMLWidget
 from .nodes import qMRMLNodeComboBox

@@ -181,10 +181,25 @@ def _apply_steps(widget, datatype, integer):
         widget.singleStep = step.value
 
 
-@parameterNodeGuiConnector
-class ChoiceConnector(GuiConnector):
+class _ComboBoxConnector(GuiConnector):
+    """A combo box that offers given values."""
+
     signal = "currentIndexChanged"
 
+    def _offer(self, values, texts) -> None:
+        self._values = list(values)
+        self._widget.clear()
+        self._widget.addItems(list(texts))
+
+    def read(self):
+        return self._values[self._widget.currentIndex]
+
+    def write(self, value):
+        self._widget.currentIndex = self._values.index(value)
+
+
+@parameterNodeGuiConnector
+class ChoiceConnector(_ComboBoxConnector):
     @staticmethod
     def canRepresent(widget, datatype):
         return type(widget) in (qt.QComboBox, ctk.ctkComboBox) and _actual(datatype) in (int, float, str, bool)
@@ -194,21 +209,11 @@ class ChoiceConnector(GuiConnector):
         choice = notes.first(notes.split(datatype)[1], Choice)
         if choice is None:
             raise RuntimeError("ComboBoxToStringableConnector requires the Choice annotation to be used.")
-        self._choices = list(choice.choices)
-        widget.clear()
-        widget.addItems([str(choice) for choice in self._choices])
-
-    def read(self):
-        return self._choices[self._widget.currentIndex]
-
-    def write(self, value):
-        self._widget.currentIndex = self._choices.index(value)
+        self._offer(choice.choices, map(str, choice.choices))
 
 
 @parameterNodeGuiConnector
-class EnumConnector(GuiConnector):
-    signal = "currentIndexChanged"
-
+class EnumConnector(_ComboBoxConnector):
     @staticmethod
     def canRepresent(widget, datatype):
         kind = _actual(datatype)
@@ -219,18 +224,9 @@ class EnumConnector(GuiConnector):
     def __init__(self, widget, datatype):
         super().__init__(widget)
         kind = _actual(datatype)
-        label = getattr(kind, "label", lambda member: member.name)
-        self._members = list(kind)
-        selected = self._members[widget.currentIndex]
-        widget.clear()
-        widget.addItems([label(member) for member in self._members])
+        selected = list(kind)[widget.currentIndex]
+        self._offer(kind, map(getattr(kind, "label", lambda member: member.name), kind))
         self.write(selected)
-
-    def read(self):
-        return self._members[self._widget.currentIndex]
-
-    def write(self, value):
-        self._widget.currentIndex = self._members.index(value)
 
 
 @parameterNodeGuiConnector
