@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -25,17 +26,18 @@ from .features import FeatureRaster, encode_shared, foreground_box, place
 from .grid import Grid
 from .progress import Progress
 from .refinement import FeaturePair, Regulariser, adam, gauss_newton, local_normalised, sample, standardised, vagueness
-from .search import candidates, cost_volume, coupled_convex, inverse_consistent
+from .search import candidates, cost_volume, coupled_convex, filled, inverse_consistent
 from .settings import Settings
 
 # Displacements live on every second voxel of the finest level; finer ones would fit noise.
 NODE_FACTOR = 2
-_REGULARISER = Regulariser(diffusion=0.3, bending=1.0)
 # Grey values join the refinement from the first correlation on and count fully from the second. Two MR sequences were
 # seen at 0.16 and 0.21, one sequence at 0.33 (two brains) to 0.9.
 _GREY_CORRELATION = (0.25, 0.5)
 # Pull of a landmark on its nodes; a voxel's features pull with about 1.
 _SPRING = 200.0
+# Where there and back ends so many mm from home, the search is not believed but filled in.
+_DOUBT_MM = 3.0
 # Millimetres of error per millimetre of spread and doubt: breast MR under known warps, 400 points each.
 _ERROR_SHARE = 0.35
 
@@ -88,8 +90,13 @@ class Deformation:
 
 
 def search_factor(settings: Settings, spacing: float) -> int:
-    """Voxels of the working grid per node of the discrete search; its grid's shape must be a multiple of it."""
+    """Voxels of the working grid per node of the discrete search."""
     return max(NODE_FACTOR, NODE_FACTOR * round(settings.search_spacing_mm / spacing / NODE_FACTOR))
+
+
+def lattice_multiple(settings: Settings, spacing: float) -> int:
+    """What every side of the working grid must be a multiple of, so that the lattices of all levels share its faces."""
+    return math.lcm(search_factor(settings, spacing), NODE_FACTOR, *settings.levels)
 
 
 def deform(
@@ -142,6 +149,7 @@ class _Levels:
     def __init__(self, pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache):
         self.pair, self.settings, self.device = pair, settings, device
         self.progress, self.cache = progress, cache
+        self._regulariser = Regulariser(settings.diffusion, settings.bending).scaled(settings.smoothness)
         self.rasters: dict[str, tuple[FeatureRaster, FeatureRaster]] = {}
         chosen = [settings.planes, settings.slice_gap_mm, settings.pca_components, str(device)]
         chosen += [getattr(settings, f"encoder_{what}") for what in ("pixels", "layers", "normalisation", "precision")]
@@ -241,7 +249,7 @@ class _Levels:
     def price(self, factor: int) -> tuple[float, Tensor, Regulariser]:
         """Spacing in mm of the level, weight of its fixed voxels, and the regulariser."""
         spacing = float(self.pair.grid.spacing[0]) * factor
-        return spacing, self.mask("fixed", factor), _REGULARISER.scaled(self.settings.smoothness)
+        return spacing, self.mask("fixed", factor), self._regulariser
 
 
 def _digest(*arrays: np.ndarray) -> str:
@@ -278,7 +286,9 @@ def _searched(levels: _Levels, settings: Settings, progress: Progress) -> tuple[
             fields.append(coupled_convex(cost_volume(a, b, offsets, weight, progress.check), offsets, weight))
     forward, backward = fields
     doubt = compose(backward, forward, (1.0, 1.0, 1.0)).norm(dim=0)
-    return inverse_consistent(forward, backward) * (factor * spacing), doubt * (factor * spacing)
+    found = inverse_consistent(forward, backward) * (factor * spacing)
+    doubt = doubt * (factor * spacing)
+    return filled(found, doubt, levels.mask("fixed", factor), _DOUBT_MM), doubt
 
 
 def _refined(levels: _Levels, factor: int, field_mm: Tensor, grey: float, settings: Settings, progress, on_field):
@@ -318,15 +328,19 @@ def _grey_pair(levels: _Levels, factor: int) -> FeaturePair:
     """Both images' grey values, locally normalised: their squared difference is local cross-correlation (Avants et al.,
     Med. Image Anal. 2008), which places the edges of one contrast more exactly than MIND."""
 
+    reach = levels.settings.grey_reach
+
     def make() -> FeaturePair:
-        grey = [local_normalised(levels.pooled(image, factor)) for image in (levels.pair.fixed, levels.pair.moving)]
+        grey = [
+            local_normalised(levels.pooled(image, factor), reach) for image in (levels.pair.fixed, levels.pair.moving)
+        ]
         return FeaturePair(*standardised(*grey, levels.mask("fixed", factor)))
 
-    return levels.cache.get(("grey", factor, *levels.key), make)
+    return levels.cache.get(("grey", factor, reach, *levels.key), make)
 
 
 def _grey_weight(levels: _Levels, field_mm: Tensor) -> float:
-    """How much grey values count beside MIND: nothing for different contrasts, 1 for the same.
+    """How much grey values count beside MIND: nothing for different contrasts, the setting's weight for the same.
 
     Judged once, by the correlation that the search alone has brought about: refined on them, wrong pairs correlate too.
     """
@@ -334,7 +348,7 @@ def _grey_weight(levels: _Levels, field_mm: Tensor) -> float:
     shift = resize(field_mm, mask.shape) / levels.price(NODE_FACTOR)[0]
     correlation = float((pair.fixed * sample(pair.moving, shift))[0][mask > 0.5].mean())
     low, high = _GREY_CORRELATION
-    return min(max((correlation - low) / (high - low), 0.0), 1.0)
+    return levels.settings.grey_weight * min(max((correlation - low) / (high - low), 0.0), 1.0)
 
 
 def _pull_of(levels: _Levels, grid: Grid):

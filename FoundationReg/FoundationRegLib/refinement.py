@@ -71,13 +71,14 @@ def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, T
     return (fixed - mean) / scale, (moving - mean) / scale
 
 
-def local_normalised(image: Tensor, passes: int = 4) -> Tensor:
+def local_normalised(image: Tensor, reach: float = 1.6) -> Tensor:
     """``image`` (D, H, W) minus its local mean, over its local standard deviation, as (1, D, H, W).
 
-    Local is a bell of ``passes`` boxes of 3 voxels.
+    Local is a bell with a standard deviation of ``reach`` voxels.
     """
     mean, power = image, image.square()
-    for _ in range(passes):
+    # A box of 3 voxels has the variance 2/3.
+    for _ in range(max(1, round(1.5 * reach**2))):
         mean, power = smooth(mean), smooth(power)
     spread = (power - mean.square()).clamp_min(0)
     # Noise in flat places is not stretched to the size of anatomy.

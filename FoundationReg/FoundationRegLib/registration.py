@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import __version__, alignment, metrics
 from .cache import Cache
-from .deformable import Deformation, Pair, deform, search_factor
+from .deformable import Deformation, Pair, deform, lattice_multiple
 from .encoders import catalogue
 from .encoders.loading import require
 from .errors import InputError, OutOfMemory
@@ -203,7 +203,7 @@ def _aligning(settings: Settings) -> str:
 def _preparing(settings: Settings) -> str:
     """The settings that decide how the pair looks."""
     names = ("fixed_intensity", "moving_intensity", "fixed_window", "moving_window", "body_mask", "finest_spacing_mm",
-             "search_spacing_mm")  # fmt: skip
+             "search_spacing_mm", "levels")  # fmt: skip
     return str([getattr(settings, name) for name in names])
 
 
@@ -232,8 +232,8 @@ def _prepared(inputs: Inputs, linear: sitk.Transform, settings: Settings, by_lab
         bodies[side] = foreground_mask(array, kinds[side], spacing)
     spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed)
     grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, _MARGIN_MM)
-    factor = search_factor(settings, spacing)
-    extra = [-n % factor for n in grid.shape]
+    multiple = lattice_multiple(settings, spacing)
+    extra = [-n % multiple for n in grid.shape]
     grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
 
     def on_grid(image: sitk.Image | None, side: str) -> np.ndarray | None:

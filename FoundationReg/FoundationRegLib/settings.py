@@ -46,7 +46,11 @@ class Settings:
         finest_spacing_mm: voxel size of the working grid; 0 means by the images.
         levels: voxel sizes of the refinement levels as multiples of it, coarse to fine.
         grey_values: let grey values refine beside the features, as far as both images show one contrast.
-        smoothness: weight of the regulariser, 1 is neutral. iterations: steps of each level at most.
+            grey_weight: how much they count beside the features then. grey_reach: standard deviation, in voxels of a
+            level, of the neighbourhood in which they are normalised; small forgives bias fields, large sees more.
+        smoothness: weight of the regulariser, 1 is neutral. diffusion, bending: its shares, which price the first and
+            the second derivatives of the field: the one lets neighbouring organs slide less, the other bends less.
+            iterations: steps of each level at most.
         diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
         optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.
     Running
@@ -64,7 +68,7 @@ class Settings:
     start: Literal["auto", "none", "geometry", "mass", "features"] = "auto"
     rigid: bool = True
     affine: bool = True
-    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.3), ("mind", 1.0))
+    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.15), ("mind", 1.0))
     planes: tuple[Plane, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0
@@ -75,9 +79,13 @@ class Settings:
     search_spacing_mm: float = 6.0
     search_range_mm: float = 35.0
     finest_spacing_mm: float = 0.0
-    levels: tuple[int, ...] = (2, 1)
+    levels: tuple[int, ...] = (4, 2, 1)
     grey_values: bool = True
+    grey_weight: float = 1.0
+    grey_reach: float = 1.6
     smoothness: float = 1.0
+    diffusion: float = 0.3
+    bending: float = 1.0
     iterations: int = 8
     diffeomorphic: bool = True
     optimizer: Literal["gauss-newton", "adam"] = "gauss-newton"
@@ -91,10 +99,12 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("slice_gap_mm", "search_spacing_mm", "smoothness"):
+        for name in ("slice_gap_mm", "search_spacing_mm", "grey_weight", "grey_reach", "smoothness"):
             if not getattr(self, name) > 0:
                 raise InputError(f"The setting {name} must be greater than zero, not {getattr(self, name)}.")
-        for name in ("search_range_mm", "finest_spacing_mm", "iterations", "encoder_pixels", "memory_gb", "threads"):
+        at_least_zero = ("search_range_mm", "finest_spacing_mm", "iterations", "diffusion", "bending", "encoder_pixels",
+                         "memory_gb", "threads")  # fmt: skip
+        for name in at_least_zero:
             if getattr(self, name) < 0:
                 raise InputError(f"The setting {name} must not be negative, not {getattr(self, name)}.")
         if self.optimizer == "adam" and self.diffeomorphic:

@@ -93,7 +93,7 @@ def test_smooth_warp_is_recovered(diffeomorphic):
     assert error_mm(found, truth).mean() < 0.4
     assert found.grid.shape == tuple(n // 2 for n in SHAPE)
     np.testing.assert_allclose(found.grid.corners(), make_pair(truth).grid.corners(), atol=1e-6)
-    assert set(found.losses) == {"4 mm", "2 mm"} and all(found.losses.values())
+    assert set(found.losses) == {"8 mm", "4 mm", "2 mm"} and all(found.losses.values())
 
 
 def test_published_schedule_recovers_it_too():
@@ -252,3 +252,12 @@ def test_expected_error_grows_with_both_of_its_sources():
     spread, doubt = torch.tensor([3.0, 3.0, 6.0]), torch.tensor([0.0, 4.0, 8.0])
     error = deformable.expected_error(spread, doubt)
     torch.testing.assert_close(error / error[0], torch.tensor([1.0, 5 / 3, 10 / 3]))
+
+
+@pytest.mark.parametrize("levels", [(1,), (4, 2, 1), (8, 2)])
+def test_the_grid_of_registration_holds_the_lattices_of_all_levels(levels):
+    settings = MIND.replace(levels=levels, search_spacing_mm=6.0)
+    for spacing in (0.7, 1.0, 1.5, 4.0):
+        multiple = deformable.lattice_multiple(settings, spacing)
+        assert multiple % deformable.search_factor(settings, spacing) == 0
+        assert all(multiple % factor == 0 for factor in levels)

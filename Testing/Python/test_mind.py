@@ -7,10 +7,11 @@ import pytest
 import torch
 from FoundationRegLib.encoders import load_encoder, mind
 from FoundationRegLib.encoders.base import VolumeEncoder
-from FoundationRegLib.encoders.mind import PAIRS, Mind, box_mean
+from FoundationRegLib.encoders.mind import PAIRS, Mind, bell_mean, box_mean
+from scipy import ndimage, special
 
 
-def by_definition(image, radius, dilation):
+def by_definition(image, radius, dilation, bell=False):
     """Heinrich 2013, equations 2 to 4, term by term; the image goes on beyond its border as at its border."""
     border = radius + dilation
     padded = np.pad(image.astype(np.float64), border, mode="edge")
@@ -19,9 +20,12 @@ def by_definition(image, radius, dilation):
         return padded[tuple(slice(border + o, border + o + n) for o, n in zip(offset, image.shape, strict=True))]
 
     box = np.array(list(itertools.product(range(-radius, radius + 1), repeat=3)))
+    share = special.binom(2 * radius, radius + box).prod(1) if bell else np.ones(len(box))
     distances = np.stack(
         [
-            np.mean([(moved(y + dilation * np.array(p)) - moved(y + dilation * np.array(q))) ** 2 for y in box], 0)
+            np.average(
+                [(moved(y + dilation * np.array(p)) - moved(y + dilation * np.array(q))) ** 2 for y in box], 0, share
+            )
             for p, q in PAIRS
         ]
     )
@@ -31,11 +35,12 @@ def by_definition(image, radius, dilation):
     return np.exp(-distances / variance)
 
 
+@pytest.mark.parametrize("bell", [False, True])
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (1, 1), (3, 2), (0, 2)])
-def test_every_voxel_has_the_value_of_the_definition(radius, dilation):
+def test_every_voxel_has_the_value_of_the_definition(radius, dilation, bell):
     image = np.random.default_rng(0).random((7, 9, 8)).astype(np.float32)
-    expected = by_definition(image, radius, dilation)
-    result = Mind(radius=radius, dilation=dilation)(torch.from_numpy(image)[None, None])
+    expected = by_definition(image, radius, dilation, bell)
+    result = Mind(radius=radius, dilation=dilation, bell=bell)(torch.from_numpy(image)[None, None])
     assert result.shape == (1, 12, 7, 9, 8) and result.dtype == torch.float32
     assert np.abs(result[0].numpy() - expected).max() < 1e-4
 
@@ -58,6 +63,14 @@ def test_the_box_mean_is_that_of_average_pooling():
     assert torch.allclose(box_mean(values, 2), expected)
 
 
+def test_the_bell_mean_is_that_of_binomial_filters():
+    values = np.random.default_rng(0).random((9, 10, 11))
+    expected = values
+    for axis in range(3):
+        expected = ndimage.correlate1d(expected, np.array([1, 4, 6, 4, 1]) / 16, axis)
+    np.testing.assert_allclose(bell_mean(torch.from_numpy(values), 2).numpy(), expected[2:-2, 2:-2, 2:-2])
+
+
 def test_contrast_brightness_and_inversion_do_not_matter():
     image = torch.rand(1, 1, 9, 10, 11, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(Mind()(image), Mind()(0.9 - 0.5 * image), atol=1e-3)
@@ -72,4 +85,5 @@ def test_a_constant_image_gives_ones_and_a_single_slice_works():
 def test_the_catalogue_has_it_without_weights():
     encoder = load_encoder("mind")
     assert isinstance(encoder, VolumeEncoder) and encoder.radius == 1 and encoder.dilation == 1
+    assert encoder.mean is bell_mean and load_encoder("mind-wide").mean is box_mean
     assert load_encoder("mind-wide").radius == 3

@@ -210,7 +210,7 @@ def test_record_says_how_the_result_was_made(bent):
     assert record["device"] == "cpu" and record["linear"] == "start" and record["weights_sha256"] == {}
     assert record["working_grid"]["spacing_mm"] == 4.0
     assert found.quality.endswith(".") and "folds nowhere" in found.quality
-    assert {"8 mm", "4 mm"} == set(found.loss)
+    assert {"16 mm", "8 mm", "4 mm"} == set(found.loss)
 
 
 def test_progress_runs_from_zero_to_one(bent):
@@ -254,7 +254,7 @@ def test_labels_guide_only_when_asked():
         ).metrics["after"]["dice"]
         for asked in (False, True)
     }
-    assert dice[False] < 0.75 and dice[True] > 0.9
+    assert dice[False] < 0.65 and dice[True] > 0.85
 
 
 def test_landmarks_guide_only_when_asked():

@@ -30,7 +30,9 @@ _SLAB_VALUES = 1 << 21
 class Mind:
     """MIND-SSC as a `VolumeEncoder`: 12 channels in 0..1 at every voxel.
 
-    ``radius``: the box is 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels.
+    ``radius``: patches are 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels. ``bell``:
+    patches are weighted binomially (1, 2, 1 for radius 1), as the first MIND's were (Heinrich et al., Med. Image Anal.
+    2012), instead of evenly: edges are told more sharply at hardly more noise.
     """
 
     channels = len(PAIRS)
@@ -38,8 +40,16 @@ class Mind:
     multiple = 1
     weights_sha256 = ""
 
-    def __init__(self, id: str = "mind", radius: int = 1, dilation: int = 2, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        id: str = "mind",
+        radius: int = 1,
+        dilation: int = 2,
+        device: str | torch.device = "cpu",
+        bell: bool = False,
+    ):
         self.id, self.radius, self.dilation, self.device = id, radius, dilation, torch.device(device)
+        self.mean = bell_mean if bell else box_mean
 
     @torch.inference_mode()
     def __call__(self, volume: Tensor) -> Tensor:
@@ -83,11 +93,11 @@ class Mind:
             out[channel] = shared[move][tuple(slice(a, a + n) for a, n in zip(starts, size, strict=True))]
 
     def _moved_difference(self, padded: Tensor, move: tuple[int, int, int]) -> Tensor:
-        """Box mean of (I(x + move) - I(x))^2 wherever x is at most ``dilation`` outside of the image."""
+        """Patch mean of (I(x + move) - I(x))^2 wherever x is at most ``dilation`` outside of the image."""
         d, n = self.dilation, padded.shape
         here = tuple(slice(d, n[a] - d) for a in range(3))
         there = tuple(slice(d + d * move[a], n[a] - d + d * move[a]) for a in range(3))
-        return box_mean((padded[there] - padded[here]).square_(), self.radius)
+        return self.mean((padded[there] - padded[here]).square_(), self.radius)
 
 
 def box_mean(values: Tensor, radius: int) -> Tensor:
@@ -100,3 +110,12 @@ def box_mean(values: Tensor, radius: int) -> Tensor:
             total += values.narrow(axis, step, length)
         values = total
     return values.div_(width**3)
+
+
+def bell_mean(values: Tensor, radius: int) -> Tensor:
+    """Binomial mean over 2 * radius + 1 voxels along each axis; the result is smaller by ``radius`` at every face."""
+    for axis in range(3):
+        for _ in range(2 * radius):
+            length = values.shape[axis] - 1
+            values = (values.narrow(axis, 0, length) + values.narrow(axis, 1, length)).mul_(0.5)
+    return values
