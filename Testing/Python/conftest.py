@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Before torch is loaded: threads that spin while they wait make small volumes slow on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -105,3 +106,17 @@ def fake_registration(monkeypatch):
     from FoundationRegLib import registration
 
     monkeypatch.setattr(registration, "register", fake_register)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.foundationreg_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """End here once all is said, where the workbench ran: Qt, VTK, ITK and torch in one process do not agree on who is
+    destroyed first, and the interpreter's end then crashed now and then after all tests had passed."""
+    if "Workbench" in sys.modules and hasattr(config, "foundationreg_status"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.foundationreg_status)

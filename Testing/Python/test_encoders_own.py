@@ -39,13 +39,14 @@ def saved(module, path):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty folder of weights, and nothing trusted yet."""
-    monkeypatch.setattr(consent, "_given", {})
     monkeypatch.setattr(weights, "_folder", tmp_path / "models")
-    return tmp_path / "models"
+    consent._given.clear()
+    yield tmp_path / "models"
+    consent._given.clear()
 
 
-def as_a_new_process(monkeypatch):
-    monkeypatch.setattr(consent, "_given", {})
+def as_a_new_process():
+    consent._given.clear()
     consent._digest.cache_clear()
 
 
@@ -58,7 +59,7 @@ def test_torchscript_runs_only_after_a_yes_to_exactly_this_content(tmp_path, mon
     monkeypatch.undo()
     monkeypatch.setattr(weights, "_folder", tmp_path / "models")
     digest = consent.trust(path)
-    as_a_new_process(monkeypatch)
+    as_a_new_process()
     assert consent.trusted()[digest]["file"] == str(path)
     loading.require(str(path))
     assert load_encoder(str(path)).weights_sha256 == digest

@@ -76,10 +76,10 @@ def test_layers_normalisation_and_precision_are_those_of_the_settings(pair):
     assert mean_difference(usual, last) == 0, "the last block's normalised output is the network's own"
     for precision in ("bfloat16", "float16"):
         half = register(*pair, QUICK.replace(encoder_precision=precision))
-        assert 0 < mean_difference(usual, half) < 6
+        assert 0 < mean_difference(usual, half) < 4
     for change in ({"encoder_layers": "0,1"}, {"encoder_normalisation": "study"}):
         other = register(*pair, QUICK.replace(**change))
-        assert mean_difference(usual, other) > 6 and other.record["settings"]["encoders"] == [["small", 1.0]]
+        assert mean_difference(usual, other) > 4 and other.record["settings"]["encoders"] == [["small", 1.0]]
 
 
 def test_what_is_chosen_arrives_at_the_network(pair, monkeypatch):
