@@ -66,6 +66,7 @@ _install_standins()
 import shiboken6  # noqa: E402
 import slicer  # noqa: E402 - with the stand-ins in place
 from PySide6.QtTest import QTest  # noqa: E402
+from PySide6.QtWidgets import QWidget  # noqa: E402
 from trame_slicer.core import SlicerApp  # noqa: E402
 
 from . import application, dialogs, layout, window  # noqa: E402
@@ -88,6 +89,13 @@ def _release_callbacks() -> None:
             slicer.vtkMRMLLayerDMPipelineFactory.GetInstance().RemovePipelineCreator(item)
         if type(item) in (observer, creator):
             item.SetPythonCallback(None)
+
+
+def _empty_deleted_widgets() -> None:
+    """shiboken keeps the Python side of some deleted widgets for ever; what they hold shall go nevertheless."""
+    for item in gc.get_objects():
+        if issubclass(type(item), QWidget) and not shiboken6.isValid(item):
+            object.__getattribute__(item, "__dict__").clear()
 
 
 class Workbench:
@@ -183,7 +191,9 @@ class Workbench:
         """Take everything apart in order: module, views, window, logics and scene, application.
 
         What is left to the interpreter's shut-down is destroyed in an order that depends on addresses, partly after
-        Python and Qt are gone. Nothing of the workbench may be used afterwards, and none can be started again.
+        Python and Qt are gone; and a Qt object that Python frees by then leaves its weak references dangling, because
+        shiboken looks at Py_IsInitialized() first. Nothing of the workbench may be used afterwards, and none can be
+        started again.
         """
         if self.app is None:
             return
@@ -193,7 +203,13 @@ class Workbench:
         app.removeEventFilter(self.dialogs)
         _release_callbacks()
         app.layoutManager().release_views()
-        shiboken6.delete(self.window)
+        # An error that a callback of VTK or Qt printed keeps the frames it went through, and the widgets in them.
+        for name in ("last_type", "last_value", "last_traceback"):
+            vars(sys).pop(name, None)
+        for widget in app.topLevelWidgets():
+            if shiboken6.isValid(widget) and widget.parent() is None:
+                shiboken6.delete(widget)
+        _empty_deleted_widgets()
         gc.collect()  # the views' render windows, displayable managers and observers
         app.detach_core()
         self.core = self.window = self.dialogs = slicer.mrmlScene = slicer.app = None
