@@ -147,7 +147,10 @@ def _shrunk(mask: np.ndarray, distance: float, spacing: np.ndarray) -> np.ndarra
     return ndimage.distance_transform_edt(mask, spacing) > distance if not mask.all() else mask
 
 
-def default_spacing(fixed: sitk.Image | Grid, voxels: int = 4_000_000) -> float:
+MOST_VOXELS = 4_000_000
+
+
+def default_spacing(fixed: sitk.Image | Grid, voxels: int = MOST_VOXELS) -> float:
     """Isotropic working spacing in mm: the fixed image's finest, or coarser so that it has ``voxels`` at most."""
     grid = grid_of(fixed) if isinstance(fixed, sitk.Image) else fixed
     return float(max(grid.spacing.min(), np.cbrt(np.prod(grid.extent) / voxels)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from . import __version__, alignment, metrics
 from .cache import Cache
-from .deformable import Deformation, Pair, deform, lattice_multiple
+from .deformable import Deformation, Pair, deform
 from .encoders import catalogue
 from .encoders.loading import require
 from .errors import InputError, OutOfMemory
@@ -29,22 +29,18 @@ from .image import (
     image_from_array,
     overlap_fraction,
     resample_to_grid,
-    validity,
     warp,
 )
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .inversion import inverse_points
-from .preprocess import default_spacing, foreground_mask, intensity_kind, scale_intensity, working_grid
+from .preparation import LEAST_VOXELS, prepare_pair, working_voxels
 from .progress import Preview, Progress
 from .quality import describe
 from .settings import Settings
 
 __all__ = ["Cache", "Registration", "register"]
 
-_MARGIN_MM = 8.0
 _LEAST_OVERLAP = 0.02
-# MIND looks so many voxels around itself: next to a lesion it tells of the lesion.
-_DESCRIPTOR_REACH = 3
 
 
 @dataclass
@@ -140,12 +136,9 @@ def register(
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
-        with progress.stage("prepare", 0.05):
-            guided = (guide_with_labels, guide_with_points)
-            key = ("pair", key, str([settings.to_dict(), guided]) if any(guided) else _preparing(settings))
-            pair = cache.get(key, lambda: _prepared(inputs, linear, settings, *guided))
-        with progress.stage("deform", 0.65):
-            found = deform(pair, settings, device, progress, cache, _previewer(linear, progress))
+        guided = (guide_with_labels, guide_with_points)
+        pair, found, warnings = _deformed(inputs, linear, key, guided, settings, device, progress, cache)
+        facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         with progress.stage("output", 0.15):
             made = _result(inputs, linear, facts, pair, found, settings, device, progress)
         made.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
@@ -221,78 +214,52 @@ def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[si
         return alignment.linear(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
 
 
-def _prepared(inputs: Inputs, linear: sitk.Transform, settings: Settings, by_labels: bool, by_points: bool) -> Pair:
-    """Both images on the working grid, the moving one through the linear stage."""
-    arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
-    kinds, bodies = {}, {}
-    for side, array in arrays.items():
-        wanted = getattr(settings, f"{side}_intensity")
-        kinds[side] = intensity_kind(array) if wanted == "auto" else wanted
-        spacing = grid_of(getattr(inputs, side)).spacing
-        bodies[side] = foreground_mask(array, kinds[side], spacing)
-    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed)
-    grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, _MARGIN_MM)
-    multiple = lattice_multiple(settings, spacing)
-    extra = [-n % multiple for n in grid.shape]
-    grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
+def _deformed(
+    inputs: Inputs,
+    linear: sitk.Transform,
+    content: Hashable,
+    guided: tuple[bool, bool],
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+    cache: Cache,
+) -> tuple[Pair, Deformation, list[str]]:
+    """Both images on the working grid, the deformation between them, and warnings.
 
-    def on_grid(image: sitk.Image | None, side: str) -> np.ndarray | None:
-        if image is None:
-            return None
-        through = linear if side == "moving" else None
-        return resample_to_grid(image, grid, through, "nearest", 0) > 0
+    When memory runs out on a grid that nobody asked for, one of half as many voxels is taken instead.
+    """
+    preview = _previewer(linear, progress)
+    wanted = str([settings.to_dict(), guided]) if any(guided) else _preparing(settings)
 
-    made: dict[str, np.ndarray] = {}
-    for side, array in arrays.items():
-        image = getattr(inputs, side)
-        through = linear if side == "moving" else None
-        window = getattr(settings, f"{side}_window")
-        scaled = image_from_array(scale_intensity(array, kinds[side], window, bodies[side]), grid_of(image))
-        made[side] = resample_to_grid(scaled, grid, through, background=0.0)
-        inside = validity(image, grid, through)
-        body = on_grid(image_from_array(bodies[side], grid_of(image)), side)
-        made[f"{side}_body"] = body if settings.body_mask and body.any() else inside
-        mask = _near(made[f"{side}_body"], spacing) & inside
-        chosen, excluded = (on_grid(getattr(inputs, name), side) for name in (f"{side}_mask", f"exclude_{side}"))
-        if chosen is not None:
-            mask &= chosen
-        if excluded is not None and excluded.any():
-            mask &= ~_near(excluded, spacing, _DESCRIPTOR_REACH * spacing)
-        if not mask.any():
-            raise InputError(
-                f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."
-            )
-        made[f"{side}_mask"] = mask
-    if by_labels and inputs.fixed_labels is not None:
-        made["guides"] = _label_channels(inputs, grid, linear)
-    if by_points and inputs.fixed_points is not None:
-        made["landmarks"] = _landmarks(inputs, grid, linear)
-    return Pair(grid, **made)
+    def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
+        with progress.stage("prepare", 0.05):
+            key = ("pair", content, wanted, voxels)
+            pair = cache.get(key, lambda: prepare_pair(inputs, linear, settings, voxels, *guided))
+        try:
+            with progress.stage("deform", 0.65):
+                return pair, deform(pair, settings, device, progress, cache, preview)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or settings.finest_spacing_mm or _size(pair) < 2 * LEAST_VOXELS:
+                raise
+            return pair, None
+
+    voxels, warnings = working_voxels(settings, device), []
+    pair, found = attempt(voxels)
+    while found is None:
+        cache.clear()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        spacing, voxels = pair.grid.spacing[0], min(voxels, _size(pair)) // 2
+        pair, found = attempt(voxels)
+        warnings.append(
+            f"The memory of {device} was not enough for a working grid of {spacing:.2g} mm; one of "
+            f"{pair.grid.spacing[0]:.2g} mm was taken."
+        )
+    return pair, found, warnings
 
 
-def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray:
-    """``body`` and what lies within ``distance`` mm of it: the skin's outer side belongs to the similarity."""
-    return ndimage.distance_transform_edt(~body, spacing) <= distance if not body.all() else body
-
-
-def _label_channels(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
-    """Each common label as a soft channel (C, D, H, W), blurred by a few mm so that it pulls from afar."""
-    labels = metrics.common_labels(inputs.fixed_labels, inputs.moving_labels)
-    fixed = resample_to_grid(inputs.fixed_labels, grid, None, "nearest", 0)
-    moving = resample_to_grid(inputs.moving_labels, grid, linear, "nearest", 0)
-    sigma = 3.0 / grid.spacing
-    soft = [
-        np.stack([ndimage.gaussian_filter((values == label).astype(np.float32), sigma) for label in labels])
-        for values in (fixed, moving)
-    ]
-    return soft[0], soft[1]
-
-
-def _landmarks(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed landmarks as indices of the working grid, and the displacement in mm that each needs."""
-    aligned, _ = inverse_points(linear, inputs.moving_points)
-    needed = (aligned - inputs.fixed_points) @ grid.direction
-    return grid.indices(inputs.fixed_points), needed
+def _size(pair: Pair) -> int:
+    return int(np.prod(pair.grid.shape))
 
 
 def _previewer(linear: sitk.Transform, progress: Progress):

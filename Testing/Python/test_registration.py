@@ -7,8 +7,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid
-from FoundationRegLib import deformable, image, registration, weights
+from FoundationRegLib import deformable, image, preparation, registration, weights
 from FoundationRegLib.cache import Cache
+from FoundationRegLib.deformable import deform
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
 from FoundationRegLib.progress import Progress
 from FoundationRegLib.registration import register
@@ -466,6 +467,33 @@ def test_out_of_memory_says_what_to_reduce(shifted_pair, monkeypatch, error):
     with pytest.raises(OutOfMemory) as raised:
         register(*shifted_pair, NOTHING)
     check_sentence(raised.value, "finest_spacing_mm")
+
+
+def test_too_little_memory_takes_a_coarser_grid_and_says_so(shifted_pair, monkeypatch):
+    sizes = []
+
+    def short(pair, *arguments):
+        sizes.append(int(np.prod(pair.grid.shape)))
+        if len(sizes) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return deform(pair, *arguments)
+
+    monkeypatch.setattr(registration, "deform", short)
+    monkeypatch.setattr(registration, "LEAST_VOXELS", 100)
+    found = register(*shifted_pair, NOTHING.replace(finest_spacing_mm=0.0))
+    assert len(sizes) == 3 and sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
+    assert found.record["working_grid"]["spacing_mm"] > 1.4 * min(shifted_pair[0].GetSpacing())
+    assert sum("was not enough for a working grid" in warning for warning in found.warnings) == 2
+    sizes.clear()
+    with pytest.raises(OutOfMemory):
+        register(*shifted_pair, NOTHING.replace(finest_spacing_mm=4.0))
+    assert len(sizes) == 1, "a spacing that was asked for is not changed"
+
+
+def test_the_memory_setting_bounds_the_working_grid(shifted_pair):
+    usual, small = (preparation.working_voxels(NOTHING.replace(memory_gb=gb), torch.device("cpu")) for gb in (0.0, 1.5))
+    assert usual == 4_000_000 and 1_000_000 < small < 2_000_000
+    assert preparation.working_voxels(NOTHING.replace(memory_gb=0.1), torch.device("cpu")) == 200_000
 
 
 def test_other_errors_are_not_called_memory(shifted_pair, monkeypatch):
