@@ -114,8 +114,8 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """End here once all is said, where the workbench ran: Qt, VTK, ITK and torch in one process do not agree on who is
-    destroyed first, and the interpreter's end then crashed now and then after all tests had passed."""
+    """End here once all is said, where the workbench ran: what a test that failed still holds of PySide's objects can
+    crash Python 3.11 while the interpreter ends (see `Workbench.host`), and would hide what the tests found."""
     if "Workbench" in sys.modules and hasattr(config, "foundationreg_status"):
         sys.stdout.flush()
         sys.stderr.flush()
