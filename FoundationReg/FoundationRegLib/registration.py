@@ -186,6 +186,12 @@ def _content(inputs: Inputs) -> str:
     return digest.hexdigest()
 
 
+def _check_guides(sides, kind: str) -> None:
+    """Raise where ``sides``, those of fixed and moving that shall guide, are not both there."""
+    if sides and any(side is None for side in sides):
+        raise InputError(f"To guide with {kind}, {kind} of both images are needed.")
+
+
 def _aligning(settings: Settings) -> str:
     """The settings that decide the linear stage."""
     names = ("start", "rigid", "affine", "seed", "fixed_intensity", "moving_intensity", "fixed_window",

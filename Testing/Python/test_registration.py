@@ -503,3 +503,10 @@ def test_other_errors_are_not_called_memory(shifted_pair, monkeypatch):
     monkeypatch.setattr(registration, "deform", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         register(*shifted_pair, NOTHING)
+
+
+@pytest.mark.parametrize("kind", ["labels", "points"])
+def test_guides_are_needed_on_both_sides(shifted_pair, kind):
+    for given in ({}, {f"fixed_{kind}": "there.nii.gz"}):
+        with pytest.raises(InputError, match=f"{kind} of both images are needed"):
+            register(*shifted_pair, NOTHING, **{f"guide_with_{kind}": True}, **given)
