@@ -118,6 +118,8 @@ def register(
     """
     settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
     device = choose_device(settings.device)
+    _check_guides(guide_with_labels and (fixed_labels, moving_labels), "labels")
+    _check_guides(guide_with_points and (fixed_points, moving_points), "points")
     for name, _ in settings.encoders:
         require(name, settings.encoder_layers)
     if settings.threads:
