@@ -25,6 +25,7 @@ from .encoders.loading import fingerprint
 from .features import FeatureRaster, encode_shared, foreground_box, place
 from .grid import Grid
 from .progress import Progress
+from .raster import lattice_positions
 from .refinement import FeaturePair, Regulariser, adam, gauss_newton, local_normalised, sample, standardised, vagueness
 from .search import candidates, cost_volume, coupled_convex, filled, inverse_consistent
 from .settings import Settings
@@ -208,9 +209,7 @@ class _Levels:
         """The mean planes' channels side by side on the lattice of the search."""
         grid = self.grid(NODE_FACTOR * 2 if min(self.pair.grid.shape) >= NODE_FACTOR * 2 else 1)
         placed = torch.cat([place(raster, grid, self.device) for raster in rasters])
-        step = self.pair.grid.indices(grid.points(np.eye(3))) - self.pair.grid.indices(grid.points(np.zeros(3)))
-        first = self.pair.grid.indices(grid.points(np.zeros(3)))
-        positions = tuple(first[a] + step[a, a] * np.arange(grid.shape[a]) for a in range(3))
+        positions = lattice_positions(grid, self.pair.grid)
         return FeatureRaster(placed.permute(1, 2, 3, 0), positions, self.pair.grid)
 
     def pairs(self, factor: int, names: list[tuple[str, float]], grey: float = 0.0) -> list[FeaturePair]:

@@ -38,7 +38,10 @@ def working_voxels(settings: Settings, device: torch.device) -> int:
 def prepare_pair(
     inputs: Inputs, linear: sitk.Transform, settings: Settings, voxels: int, by_labels: bool, by_points: bool
 ) -> Pair:
-    """Both images on the working grid, the moving one through the linear stage."""
+    """Both images on the working grid, the moving one through the linear stage.
+
+    ``by_labels``, ``by_points``: the inputs have them on both sides, and they guide.
+    """
     arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
     kinds, bodies = {}, {}
     for side, array in arrays.items():
@@ -79,9 +82,9 @@ def prepare_pair(
                 f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."
             )
         made[f"{side}_mask"] = mask
-    if by_labels and inputs.fixed_labels is not None:
+    if by_labels:
         made["guides"] = _label_channels(inputs, grid, linear)
-    if by_points and inputs.fixed_points is not None:
+    if by_points:
         made["landmarks"] = _landmarks(inputs, grid, linear)
     return Pair(grid, **made)
 

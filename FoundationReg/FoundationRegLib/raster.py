@@ -33,17 +33,25 @@ class FeatureRaster:
         return self.values.shape[-1]
 
 
+def lattice_positions(grid: Grid, base: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Continuous array indices on ``base`` of the voxel centres of ``grid``, along each axis.
+
+    Raises `InputError` when the axes of the two are not parallel.
+    """
+    corner = base.indices(grid.points(np.zeros(3)))
+    steps = base.indices(grid.points(np.eye(3))) - corner
+    if np.abs(steps - np.diag(np.diag(steps))).max() * max(grid.shape) > 0.05:
+        raise InputError("Features can only be placed on a grid whose axes are parallel to those of the images' grid.")
+    return tuple(corner[a] + steps[a, a] * np.arange(grid.shape[a]) for a in range(3))
+
+
 def place(raster: FeatureRaster, grid: Grid, device: str | torch.device | None = None) -> Tensor:
     """Features (C, D, H, W), float32, at the voxel centres of ``grid`` by linear interpolation between the tokens.
 
     ``grid`` may have any spacing, size and origin, but its axes must be parallel to those of the raster's grid.
     """
     values = raster.values.to(device=device, dtype=torch.float32) if device else raster.values.float()
-    corner = raster.grid.indices(grid.points(np.zeros(3)))
-    steps = raster.grid.indices(grid.points(np.eye(3))) - corner
-    if np.abs(steps - np.diag(np.diag(steps))).max() * max(grid.shape) > 0.05:
-        raise InputError("Features can only be placed on a grid whose axes are parallel to those of the images' grid.")
-    targets = [corner[a] + steps[a, a] * np.arange(grid.shape[a]) for a in range(3)]
+    targets = lattice_positions(grid, raster.grid)
     matrices = [_between(raster.positions[a], targets[a]).to(values.device) for a in range(3)]
     # The axis that shrinks most goes first, so that what lies between the steps stays small.
     result = values.permute(3, 0, 1, 2)
