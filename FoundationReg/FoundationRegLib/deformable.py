@@ -33,8 +33,12 @@ from .settings import Settings
 # Displacements live on every second voxel of the finest level; finer ones would fit noise.
 NODE_FACTOR = 2
 # Grey values join the refinement from the first correlation on and count fully from the second. Two MR sequences were
-# seen at 0.16 and 0.21, one sequence at 0.33 (two brains) to 0.9.
-_GREY_CORRELATION = (0.25, 0.5)
+# seen at 0.17, one sequence at 0.46 (two brains) to 0.9.
+_GREY_CORRELATION = (0.25, 0.4)
+# Of grey values without shading slower than so many mm, some variance stays unexplained. They count in full where that
+# is at most the first share of what is left of locally normalised ones, and not at all from the second share on.
+# Seen: two brains 0.16, a lung 0.22, livers 0.33 and 0.45, breasts under a bias field 0.43.
+_SHADING_MM, _SHADING_RATIO = 30.0, (0.18, 0.28)
 # Pull of a landmark on its nodes; a voxel's features pull with about 1.
 _SPRING = 200.0
 # Where there and back ends so many mm from home, the search is not believed but filled in.
@@ -78,7 +82,7 @@ class Deformation:
     ``displacement`` (3, d, h, w) in mm along the array axes of ``grid``, a coarser lattice over the pair's grid.
     ``losses``: loss curve by level. ``rasters``: encoder id -> (fixed, moving) principal components. ``weights``:
     SHA256 by encoder. ``uncertainty`` (d, h, w): estimated error in mm.
-    ``grey_weight``: how much grey values counted beside the encoders.
+    ``grey``: how much grey values counted beside the encoders, as (local, wide).
     """
 
     displacement: Tensor
@@ -87,7 +91,7 @@ class Deformation:
     rasters: dict[str, tuple[FeatureRaster, FeatureRaster]] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     uncertainty: Tensor | None = None
-    grey_weight: float = 0.0
+    grey: tuple[float, float] = (0.0, 0.0)
 
 
 def search_factor(settings: Settings, spacing: float) -> int:
@@ -126,13 +130,13 @@ def deform(
         if on_field:
             on_field("search", field_mm, levels.grid(search_factor(settings, pair.grid.spacing[0])))
     share = 1.0 / len(settings.levels)
-    grey = _grey_weight(levels, field_mm) if settings.grey_values and settings.optimizer != "adam" else 0.0
-    made.grey_weight = grey
     with progress.stage("refine", 0.4):
-        for factor in settings.levels:
+        for n, factor in enumerate(settings.levels):
+            if settings.grey_values and settings.optimizer != "adam" and n < 2:
+                made.grey = _grey_weights(levels, field_mm)
             name = f"{pair.grid.spacing[0] * factor:.3g} mm"
             with progress.stage(f"refine {name}", share):
-                field_mm, made.losses[name] = _refined(levels, factor, field_mm, grey, settings, progress, on_field)
+                field_mm, made.losses[name] = _refined(levels, factor, field_mm, made.grey, on_field)
     made.displacement = _displacement(resize(field_mm, node_grid.shape), node_grid, settings)
     pairs = levels.pairs(NODE_FACTOR, _level_encoders(settings))
     spread = vagueness(pairs, made.displacement, *levels.price(NODE_FACTOR))
@@ -150,7 +154,8 @@ class _Levels:
     def __init__(self, pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache):
         self.pair, self.settings, self.device = pair, settings, device
         self.progress, self.cache = progress, cache
-        self._regulariser = Regulariser(settings.diffusion, settings.bending).scaled(settings.smoothness)
+        price = Regulariser(settings.diffusion, settings.bending, settings.sliding)
+        self._regulariser = price.scaled(settings.smoothness)
         self.rasters: dict[str, tuple[FeatureRaster, FeatureRaster]] = {}
         chosen = [settings.planes, settings.slice_gap_mm, settings.pca_components, str(device)]
         chosen += [getattr(settings, f"encoder_{what}") for what in ("pixels", "layers", "normalisation", "precision")]
@@ -161,6 +166,11 @@ class _Levels:
     def grid(self, factor: int) -> Grid:
         shape = tuple(n // factor for n in self.pair.grid.shape)
         return self.pair.grid.with_spacing(self.pair.grid.spacing * factor, shape)
+
+    def grid_like(self, field_mm: Tensor) -> Grid:
+        """The lattice of ``field_mm`` (3, d, h, w), which covers the pair's grid."""
+        shape = tuple(field_mm.shape[1:])
+        return self.pair.grid.with_spacing(self.pair.grid.extent / np.array(shape), shape)
 
     def pooled(self, array: np.ndarray | Tensor, factor: int) -> Tensor:
         """Mean over blocks of ``factor`` voxels of (D, H, W) or (C, D, H, W), on the device."""
@@ -212,10 +222,13 @@ class _Levels:
         positions = lattice_positions(grid, self.pair.grid)
         return FeatureRaster(placed.permute(1, 2, 3, 0), positions, self.pair.grid)
 
-    def pairs(self, factor: int, names: list[tuple[str, float]], grey: float = 0.0) -> list[FeaturePair]:
+    def pairs(
+        self, factor: int, names: list[tuple[str, float]], grey: tuple[float, float] = (0.0, 0.0)
+    ) -> list[FeaturePair]:
         """Standardised features of the encoders ``names`` (id, weight) on the level's lattice.
 
-        Grey values follow with ``grey`` times the encoders' weight, then guiding segmentations with the weight of all.
+        Grey values, seen locally and widely, follow with ``grey`` times the encoders' weight, then guiding
+        segmentations with the weight of all.
         """
         mask = self.mask("fixed", factor) > 0.5
         made = []
@@ -224,8 +237,11 @@ class _Levels:
                 ("level", name, factor, *self.key), lambda name=name: self._level(name, factor)
             )
             made.append(FeaturePair(*standardised(fixed, moving, mask), weight))
-        if grey > 0:
-            made.append(replace(_grey_pair(self, factor), weight=grey * sum(pair.weight for pair in made)))
+        importance = sum(pair.weight for pair in made)
+        views = (self.settings.grey_reach, self.shading(factor))
+        for reach, share in zip(views, grey, strict=True):
+            if share > 0:
+                made.append(replace(self.grey(factor, reach), weight=share * importance))
         if self.pair.guides is not None:
             fixed, moving = (self.pooled(channels, factor) for channels in self.pair.guides)
             made.append(FeaturePair(*standardised(fixed, moving, mask), sum(pair.weight for pair in made)))
@@ -241,6 +257,25 @@ class _Levels:
         # Descriptors of the fine image, averaged, tell more than those of a coarse image.
         fine = self.cache.get(("level", name, 1, *self.key), lambda: self._level(name, 1))
         return tuple(self.pooled(features, factor) for features in fine)
+
+    def shading(self, factor: int) -> float:
+        """Reach in voxels of the level of the shading that is taken away."""
+        return _SHADING_MM / (float(self.pair.grid.spacing[0]) * factor)
+
+    def grey(self, factor: int, reach: float) -> FeaturePair:
+        """Both images' grey values, normalised over ``reach`` voxels of the level.
+
+        Their squared difference is local cross-correlation (Avants et al., Med. Image Anal. 2008), which places the
+        edges of one contrast more exactly than MIND.
+        """
+
+        def make() -> FeaturePair:
+            seen = [
+                local_normalised(self.pooled(image, factor), reach) for image in (self.pair.fixed, self.pair.moving)
+            ]
+            return FeaturePair(*standardised(*seen, self.mask("fixed", factor)))
+
+        return self.cache.get(("grey", factor, reach, *self.key), make)
 
     def mask(self, side: str, factor: int) -> Tensor:
         return self.pooled(getattr(self.pair, f"{side}_mask"), factor)
@@ -290,7 +325,8 @@ def _searched(levels: _Levels, settings: Settings, progress: Progress) -> tuple[
     return filled(found, doubt, levels.mask("fixed", factor), _DOUBT_MM), doubt
 
 
-def _refined(levels: _Levels, factor: int, field_mm: Tensor, grey: float, settings: Settings, progress, on_field):
+def _refined(levels: _Levels, factor: int, field_mm: Tensor, grey: tuple[float, float], on_field):
+    settings, progress = levels.settings, levels.progress
     spacing, fixed_mask, regulariser = levels.price(factor)
     pairs = levels.pairs(factor, _level_encoders(settings), grey)
     nodes = tuple(n // max(factor, NODE_FACTOR) for n in levels.pair.grid.shape)
@@ -323,31 +359,32 @@ def _level_encoders(settings: Settings) -> list[tuple[str, float]]:
     return fine or list(settings.encoders)
 
 
-def _grey_pair(levels: _Levels, factor: int) -> FeaturePair:
-    """Both images' grey values, locally normalised: their squared difference is local cross-correlation (Avants et al.,
-    Med. Image Anal. 2008), which places the edges of one contrast more exactly than MIND."""
+def _grey_weights(levels: _Levels, field_mm: Tensor) -> tuple[float, float]:
+    """How much grey values count beside MIND, seen locally and widely.
 
-    reach = levels.settings.grey_reach
-
-    def make() -> FeaturePair:
-        grey = [
-            local_normalised(levels.pooled(image, factor), reach) for image in (levels.pair.fixed, levels.pair.moving)
-        ]
-        return FeaturePair(*standardised(*grey, levels.mask("fixed", factor)))
-
-    return levels.cache.get(("grey", factor, reach, *levels.key), make)
-
-
-def _grey_weight(levels: _Levels, field_mm: Tensor) -> float:
-    """How much grey values count beside MIND: nothing for different contrasts, the setting's weight for the same.
-
-    Judged once, by the correlation that the search alone has brought about: refined on them, wrong pairs correlate too.
+    Locally: nothing for different contrasts, the setting's weight for the same, by their correlation where the search,
+    and then the coarsest level, have brought them: refined on them to the end, wrong pairs correlate too. Widely: where
+    images are free of shading, whole regions and not only their edges can be compared.
     """
-    pair, mask = _grey_pair(levels, NODE_FACTOR), levels.mask("fixed", NODE_FACTOR)
-    shift = resize(field_mm, mask.shape) / levels.price(NODE_FACTOR)[0]
-    correlation = float((pair.fixed * sample(pair.moving, shift))[0][mask > 0.5].mean())
-    low, high = _GREY_CORRELATION
-    return levels.settings.grey_weight * min(max((correlation - low) / (high - low), 0.0), 1.0)
+    factor, settings = NODE_FACTOR, levels.settings
+    shift = resize(_displacement(field_mm, levels.grid_like(field_mm), settings), levels.mask("fixed", factor).shape)
+    shift = shift / levels.price(factor)[0]
+    weight = levels.mask("fixed", factor) * sample(levels.mask("moving", factor)[None], shift)[0]
+
+    def correlation(reach: float) -> float:
+        pair = levels.grey(factor, reach)
+        fixed, moving = pair.fixed[0], sample(pair.moving, shift)[0]
+        energies = (fixed.square() * weight).sum() * (moving.square() * weight).sum()
+        return float((fixed * moving * weight).sum() / energies.sqrt().clamp_min(1e-12))
+
+    local, wide = correlation(settings.grey_reach), correlation(levels.shading(factor))
+    same = settings.grey_weight * _ramp(local, *_GREY_CORRELATION)
+    even = _ramp(-(1 - wide) / max(1 - local, 1e-6), *(-ratio for ratio in reversed(_SHADING_RATIO)))
+    return same, same * even * settings.grey_wide
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 def _pull_of(levels: _Levels, grid: Grid):

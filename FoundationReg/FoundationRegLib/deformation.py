@@ -6,6 +6,7 @@ x + u(x). ``spacing`` is (z, y, x) in mm. Everything is differentiable unless it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,25 @@ def _sample(volume: Tensor, places: Sequence[Tensor], mode: str, padding: str) -
     # align_corners=True puts -1 and 1 at the centres of the first and last voxel.
     scaled = [2 * place / max(size - 1, 1) - 1 for place, size in zip(places, volume.shape[1:], strict=True)]
     grid = torch.stack(torch.broadcast_tensors(*scaled[::-1]), dim=-1)
-    return F.grid_sample(volume[None], grid[None].to(volume.dtype), mode, padding, align_corners=True)[0]
+    return sample_at(volume, grid.to(volume.dtype), mode, padding)
+
+
+def sample_at(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
+    """``volume`` (C, D, H, W) at ``grid`` (d, h, w, 3): places (x, y, z) from -1 to 1 between its outer voxel centres.
+
+    On the CPU the points are shared by the threads, where `grid_sample` itself would only share a batch.
+    """
+    depth, height, width = grid.shape[:3]
+    parts = torch.get_num_threads() if volume.device.type == "cpu" else 1
+    parts = next(n for n in range(parts, 0, -1) if depth * height % n == 0)
+    values = F.grid_sample(
+        volume[None].expand(parts, -1, -1, -1, -1),
+        grid.reshape(parts, 1, depth * height // parts, width, 3),
+        mode,
+        padding,
+        align_corners=True,
+    )
+    return values.transpose(0, 1).reshape(volume.shape[0], depth, height, width)
 
 
 def compose(u: Tensor, v: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -77,16 +96,25 @@ def inverse(
     return best, least
 
 
-def exponential(velocity: Tensor, spacing: Sequence[float], steps: int = 6) -> Tensor:
+def exponential(velocity: Tensor, spacing: Sequence[float], steps: int | None = None) -> Tensor:
     """The displacement after flowing one unit of time along the stationary ``velocity`` (3, D, H, W) in mm.
 
-    Scaling and squaring with 2 ** ``steps`` intervals: Arsigny et al., MICCAI 2006. Its inverse is
-    ``exponential(-velocity)``.
+    Scaling and squaring (Arsigny et al., MICCAI 2006) of a midpoint step over 1 / 2 ** ``steps`` of the time; by
+    default as many as keep that step below half a voxel. Its inverse is ``exponential(-velocity)``.
     """
-    u = velocity / 2**steps
+    shape = velocity.shape[1:]
+    if steps is None:
+        longest = float((velocity.detach() / _column(spacing, velocity)).abs().max())
+        steps = max(1, math.ceil(math.log2(2 * longest))) if longest > 0 else 0
+    # Worked on in the order and units of `sample_at`, so that a composition is one sum and one look-up.
+    unit = _column([2 / (max(n - 1, 1) * s) for n, s in zip(shape, spacing, strict=True)], velocity)
+    axes = [torch.linspace(-1, 1, n, device=velocity.device) if n > 1 else velocity.new_zeros(1) for n in shape]
+    home = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])
+    u = (velocity * unit).flip(0) / 2**steps
+    u = sample_at(u, (home + 0.5 * u).movedim(0, -1))
     for _ in range(steps):
-        u = compose(u, u, spacing)
-    return u
+        u = u + sample_at(u, (home + u).movedim(0, -1))
+    return u.flip(0) / unit
 
 
 def jacobian_determinant(u: Tensor, spacing: Sequence[float]) -> Tensor:

@@ -11,17 +11,18 @@ Displacements are float32 (3, D, H, W) in mm along the array axes; all lattices 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .deformation import exponential, resize
+from .deformation import exponential, resize, sample_at
+from .regularisation import Regulariser, solve
 from .search import smooth
 
-_SLAB_VALUES = 1 << 21
-_SOLVER_STEPS = 20
+# Values of a part that the CPU works on at a time; more would leave its cache.
+_PART_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,33 +32,6 @@ class FeaturePair:
     fixed: Tensor
     moving: Tensor
     weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Regulariser:
-    """Price of a displacement field per node, in units of the noise of the features (see `gauss_newton`).
-
-    ``diffusion`` weighs the squared first, ``bending`` the squared second derivatives, both per node spacing.
-    """
-
-    diffusion: float
-    bending: float
-
-    def scaled(self, factor: float) -> Regulariser:
-        return Regulariser(self.diffusion * factor, self.bending * factor)
-
-    def gradient(self, u: Tensor) -> Tensor:
-        """Half the gradient of the price at ``u`` (3, d, h, w) in nodes: a linear operator."""
-        first = negative_laplacian(u)
-        return (
-            self.diffusion * first + self.bending * negative_laplacian(first)
-            if self.bending
-            else self.diffusion * first
-        )
-
-    def diagonal(self) -> float:
-        """The operator's diagonal away from the border: 6 for the Laplacian's stencil, 42 for its square's."""
-        return 6 * self.diffusion + 42 * self.bending
 
 
 def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,10 +50,18 @@ def local_normalised(image: Tensor, reach: float = 1.6) -> Tensor:
 
     Local is a bell with a standard deviation of ``reach`` voxels.
     """
-    mean, power = image, image.square()
+    moments = torch.stack([image, image.square()])
+    # A wide bell is as good on blocks of voxels.
+    block = max(1, int(reach / 2.5))
+    if block > 1:
+        pad = [n for count in reversed(image.shape) for n in (0, -count % block)]
+        moments = F.avg_pool3d(F.pad(moments[None], pad, mode="replicate"), block)[0]
     # A box of 3 voxels has the variance 2/3.
-    for _ in range(max(1, round(1.5 * reach**2))):
-        mean, power = smooth(mean), smooth(power)
+    for _ in range(max(1, round(1.5 * (reach / block) ** 2))):
+        moments = smooth(moments)
+    if block > 1:
+        moments = F.interpolate(moments[None], scale_factor=block, mode="trilinear", align_corners=False)[0]
+    mean, power = moments[(slice(None), *(slice(n) for n in image.shape))]
     spread = (power - mean.square()).clamp_min(0)
     # Noise in flat places is not stretched to the size of anatomy.
     return ((image - mean) / (spread + 0.1 * spread.mean()).clamp_min(1e-12).sqrt())[None]
@@ -107,30 +89,39 @@ def gauss_newton(
 
     ``spacing``: mm of the (isotropic) feature lattice, whose shape must be a multiple of ``nodes``. ``fixed_weight``
     (D, H, W): how much each fixed voxel counts; ``moving_weight`` the same for where it lands. ``diffeomorphic``:
-    ``displacement`` is a stationary velocity field. ``guide``: from the current displacement in nodes to the (6, ...)
-    curvature and (3, ...) pull of further terms. ``each`` is called with iteration, field in mm and loss after each
-    iteration; it may raise to stop or return True to end early.
+    ``displacement`` is a stationary velocity field, and the images are compared both ways, |moving - fixed(x + v)|^2
+    counting as much: neither image is the only one that interpolation blurs. ``guide``: from the current displacement
+    in nodes to the (6, ...) curvature and (3, ...) pull of further terms. ``each`` is called with iteration, field in
+    mm and loss after each iteration; it may raise to stop or return True to end early.
 
-    The linearisation with the mean of both images' gradients is that of symmetric demons / ESM (Vercauteren et al.,
-    NeuroImage 2009); iterated warping and linear solves follow Brox et al., ECCV 2004.
+    The linearisation with the mean of both images' gradients is that of symmetric demons / ESM, the comparison both
+    ways that of symmetric log-demons (Vercauteren et al., NeuroImage 2009 and MICCAI 2008); iterated warping and linear
+    solves follow Brox et al., ECCV 2004.
     """
     shape = pairs[0].fixed.shape[1:]
     every = shape[0] // nodes[0]
     node_mm = spacing * every
     field = resize(displacement, nodes) / node_mm
+    if moving_weight is None:
+        moving_weight = torch.ones_like(fixed_weight)
+    ways = [_Way(1, pairs, fixed_weight, moving_weight, every)]
+    if diffeomorphic:
+        turned = [replace(pair, fixed=pair.moving, moving=pair.fixed) for pair in pairs]
+        ways.append(_Way(-1, turned, moving_weight, fixed_weight, every))
+    mask = F.interpolate(fixed_weight[None, None], size=nodes)[0, 0] > 0
     losses: list[float] = []
     for iteration in range(iterations):
-        moved = exponential(field, (1.0, 1.0, 1.0)) if diffeomorphic else field
-        fine = resize(moved, shape) * every
-        weight = fixed_weight
-        if moving_weight is not None:
-            weight = weight * sample(moving_weight[None], fine)[0]
-        curvature, pull, loss = _linearised(pairs, fine, weight, every)
-        if guide is not None:
-            more_curvature, more_pull = guide(moved)
-            curvature, pull = curvature + more_curvature, pull + more_pull
-        price = regulariser.gradient(field)
-        step = _solved(curvature, pull - price, regulariser)
+        curvature, pull, loss = 0.0, 0.0, 0.0
+        for way in ways:
+            moved = exponential(way.sign * field, (1.0, 1.0, 1.0)) if diffeomorphic else field
+            terms = way.linearised(resize(moved, shape) * every)
+            curvature, pull = curvature + terms[0] / len(ways), pull + way.sign * terms[1] / len(ways)
+            loss += terms[2] / len(ways)
+            if guide is not None and way.sign > 0:
+                more_curvature, more_pull = guide(moved)
+                curvature, pull = curvature + more_curvature, pull + more_pull
+        eased = regulariser.eased(field, mask)
+        step = solve(curvature, pull - eased.gradient(field), eased)
         length = step.norm(dim=0, keepdim=True)
         # Beyond a voxel the linearisation says nothing.
         field = field + step * (1 / every / length.clamp_min(1 / every))
@@ -143,105 +134,128 @@ def gauss_newton(
 
 
 def sample(volume: Tensor, shift: Tensor) -> Tensor:
-    """``volume`` (C, D, H, W) at x + ``shift`` (3, D, H, W) in voxels, the border repeated outside.
-
-    On the CPU the depth is split over the threads, which `grid_sample` only does over the batch.
-    """
+    """``volume`` (C, D, H, W) at x + ``shift`` (3, D, H, W) in voxels, the border repeated outside."""
     shape = shift.shape[1:]
-    return _sample_slab(volume, shift, 0, shape[0])
+    return sample_at(volume, _places(shift, tuple(slice(0, n) for n in shape)))
 
 
-def _sample_slab(volume: Tensor, shift: Tensor, first: int, last: int) -> Tensor:
-    """Planes ``first`` to ``last`` of `sample`."""
-    depth, height, width = volume.shape[1:]
-    count = last - first
-    parts = torch.get_num_threads() if volume.device.type == "cpu" else 1
-    parts = parts if parts > 0 and count % parts == 0 else 1
-    grid = torch.empty(count, height, width, 3, device=volume.device)
-    for axis, size in enumerate((depth, height, width)):
-        steps = (
-            torch.arange(first, last, device=volume.device) if axis == 0 else torch.arange(size, device=volume.device)
-        )
-        steps = steps.float().reshape([-1 if n == axis else 1 for n in range(3)])
-        # Adam differentiates through this: no out=.
-        grid[..., 2 - axis] = (shift[axis, first:last] + steps).mul_(2 / max(size - 1, 1)).sub_(1)
-    values = F.grid_sample(
-        volume[None].expand(parts, -1, -1, -1, -1),
-        grid.reshape(parts, count // parts, height, width, 3),
-        padding_mode="border",
-        align_corners=True,
-    )
-    return values.transpose(0, 1).reshape(volume.shape[0], count, height, width)
+def _places(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
+    """Where the voxels of ``box`` land, as the grid (d, h, w, 3) of `sample_at`."""
+    shape, moved = shift.shape[1:], shift[(slice(None), *box)]
+    axes = []
+    for axis, (size, part) in enumerate(zip(shape, box, strict=True)):
+        steps = torch.arange(part.start, part.stop, device=shift.device, dtype=shift.dtype)
+        steps = steps.reshape([-1 if n == axis else 1 for n in range(3)])
+        axes.append((moved[axis] + steps).mul_(2 / max(size - 1, 1)).sub_(1))
+    return torch.stack(axes[::-1], dim=-1)
 
 
-def _linearised(
-    pairs: Sequence[FeaturePair], shift: Tensor, weight: Tensor, every: int
-) -> tuple[Tensor, Tensor, float]:
-    """Curvature (6: zz zy zx yy yx xx) and pull (3) of the data term on the nodes, and its value.
+class _Way:
+    """The comparison of the first features of ``pairs`` with the second ones where a field takes them.
 
-    ``shift`` (3, D, H, W) in voxels; results are per node and for displacements in nodes.
+    ``sign``: which way along the velocity that is. ``weight``: how much each voxel of the first counts; it decides
+    which parts of the lattice are looked at. ``landing``: the same where voxels land. ``every``: voxels per node.
     """
+
+    def __init__(self, sign: int, pairs: Sequence[FeaturePair], weight: Tensor, landing: Tensor, every: int):
+        self.sign, self.pairs, self.weight, self.landing, self.every = sign, pairs, weight, landing, every
+        self.parts = _parts(weight, every, max(pair.fixed.shape[0] for pair in pairs))
+
+    def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Curvature (6: zz zy zx yy yx xx) and pull (3) of the data term on the nodes, and its value.
+
+        ``shift`` (3, D, H, W) in voxels; results are per node and for displacements in nodes.
+        """
+        every, shape = self.every, self.weight.shape
+        nodes = tuple(n // every for n in shape)
+        # Per pair: three rows of pull, six of curvature, and the sum of squares.
+        terms = [self.weight.new_zeros((9, *nodes)) for _ in self.pairs]
+        squares = [self.weight.new_zeros(()) for _ in self.pairs]
+        mass = self.weight.new_zeros(())
+        for box in self.parts:
+            halo = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
+            inner = tuple(slice(s.start - h.start, s.stop - h.start) for s, h in zip(box, halo, strict=True))
+            places = _places(shift, halo)
+            counts = self.weight[box] * sample_at(self.landing[None], places)[0][inner]
+            mass += counts.sum()
+            here = tuple(slice(s.start // every, s.stop // every) for s in box)
+            for n, pair in enumerate(self.pairs):
+                fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, places)
+                residual = (fixed - moved)[(slice(None), *inner)].contiguous()
+                slopes = _slopes(moved.add_(fixed), inner)
+                product = torch.mul(residual, residual)
+                squares[n] += (product.sum(0) * counts).sum()
+                rows = [torch.mul(residual, slope, out=product).sum(0) for slope in slopes]
+                rows += [torch.mul(slopes[a], slopes[b], out=product).sum(0) for a, b in _UPPER]
+                rows = torch.stack(rows).mul_(counts)
+                terms[n][(slice(None), *here)] = F.avg_pool3d(rows[None], every)[0] if every > 1 else rows
+        return self._joined(terms, squares, mass.clamp_min(1e-6))
+
+    def _joined(self, terms: list[Tensor], squares: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The pairs' terms added up, each in units of its own noise."""
+        curvature, pull, loss = 0.0, 0.0, 0.0
+        importance = sum(pair.weight for pair in self.pairs)
+        for pair, rows, squared in zip(self.pairs, terms, squares, strict=True):
+            channels = pair.fixed.shape[0]
+            noise = (squared / mass / channels).clamp_min(1e-8)
+            # Slopes came as sums of both images' differences over two voxels: four times the mean's per voxel.
+            share = pair.weight / importance / (channels * noise) * self.every / 4
+            pull = pull + rows[:3] * share
+            curvature = curvature + rows[3:] * (share * self.every / 4)
+            loss += pair.weight / importance * float(noise)
+        return curvature, pull, loss
+
+
+_UPPER = [(a, b) for a in range(3) for b in range(a, 3)]
+
+
+def _parts(weight: Tensor, every: int, channels: int) -> list[tuple[slice, slice, slice]]:
+    """Boxes of whole nodes that hold all of ``weight`` (D, H, W): what is empty around them need not be looked at.
+
+    On the CPU they are slabs that fit its cache, cut to what each holds; elsewhere one box.
+    """
+    held = weight > 0
     depth, height, width = weight.shape
-    nodes = (depth // every, height // every, width // every)
-    total_curvature, total_pull = weight.new_zeros((6, *nodes)), weight.new_zeros((3, *nodes))
-    total_loss = 0.0
-    importance = sum(pair.weight for pair in pairs)
-    mass = weight.sum().clamp_min(1e-6)
-    for pair in pairs:
-        curvature, pull = weight.new_zeros((6, *nodes)), weight.new_zeros((3, *nodes))
-        squared = weight.new_zeros(())
-        channels = pair.fixed.shape[0]
-        planes = depth
-        if weight.device.type == "cpu":
-            planes = max(1, _SLAB_VALUES // (channels * height * width * every)) * every
-        for first in range(0, depth, planes):
-            last = min(first + planes, depth)
-            low, high = max(first - 1, 0), min(last + 1, depth)
-            moved = _sample_slab(pair.moving, shift, low, high)
-            fixed = pair.fixed[:, low:high]
-            inner = slice(first - low, first - low + last - first)
-            residual = (fixed - moved)[:, inner]
-            slopes = _slopes(moved.add_(fixed).mul_(0.5), first - low, high - last)
-            part = weight[first:last]
-            squared += (residual.square().sum(0) * part).sum()
-            rows = slice(first // every, -(-last // every))
-            n = 0
-            for a in range(3):
-                pull[a, rows] = _pooled((residual * slopes[a]).sum(0) * part, every)
-                for b in range(a, 3):
-                    curvature[n, rows] = _pooled((slopes[a] * slopes[b]).sum(0) * part, every)
-                    n += 1
-        noise = (squared / mass / channels).clamp_min(1e-8)
-        share = pair.weight / importance / (channels * noise)
-        total_curvature += curvature * (share * every * every)
-        total_pull += pull * (share * every)
-        total_loss += pair.weight / importance * float(noise)
-    return total_curvature, total_pull, total_loss
+    planes = depth
+    if weight.device.type == "cpu":
+        planes = max(1, _PART_VALUES // (channels * height * width * every)) * every
+    parts = []
+    for first in range(0, depth, planes):
+        part = held[first : first + planes]
+        box = []
+        for axis in range(3):
+            found = _occupied(part, axis)
+            if found is None:
+                break
+            low, high = found
+            box.append(slice(low // every * every, -(-(high + 1) // every) * every))
+        if len(box) == 3:
+            parts.append((slice(box[0].start + first, box[0].stop + first), *box[1:]))
+    return parts
 
 
-def _slopes(values: Tensor, before: int, after: int) -> list[Tensor]:
-    """Central differences of (C, D, H, W) along z, y, x, without the ``before`` and ``after`` extra planes."""
-    inner = slice(before, values.shape[1] - after)
-    padded = F.pad(values, (0, 0, 0, 0, 1 - before, 1 - after), mode="replicate") if before + after < 2 else values
-    along_z = (padded[:, 2:] - padded[:, :-2]).mul_(0.5)
-    values = values[:, inner]
-    slopes = [along_z]
-    for axis in (2, 3):
-        slope = torch.zeros_like(values)
-        count = values.shape[axis]
-        if count > 2:
-            torch.sub(
-                values.narrow(axis, 2, count - 2),
-                values.narrow(axis, 0, count - 2),
-                out=slope.narrow(axis, 1, count - 2),
-            )
-        slopes.append(slope.mul_(0.5))
+def _occupied(mask: Tensor, axis: int) -> tuple[int, int] | None:
+    """First and last index along ``axis`` at which ``mask`` (D, H, W) holds anything."""
+    found = mask.movedim(axis, 0).flatten(1).any(1).nonzero()
+    return (int(found[0]), int(found[-1])) if len(found) else None
+
+
+def _slopes(values: Tensor, inner: tuple[slice, slice, slice]) -> list[Tensor]:
+    """Differences of (C, D, H, W) between the next and the previous voxel along z, y, x, inside ``inner``.
+
+    Where ``inner`` touches a face of ``values`` there is no neighbour and the slope is zero.
+    """
+    slopes = []
+    for axis, part in enumerate(inner):
+        lines = values[(slice(None), *(slice(None) if n == axis else s for n, s in enumerate(inner)))]
+        count = lines.shape[axis + 1]
+        low, high = max(part.start, 1), min(part.stop, count - 1)
+        slope = lines.narrow(axis + 1, low + 1, high - low) - lines.narrow(axis + 1, low - 1, high - low)
+        missing = [low - part.start, part.stop - high]
+        if any(missing):
+            slope = F.pad(slope, [p for n in (2, 1, 0) for p in (missing if n == axis else (0, 0))])
+        slopes.append(slope)
     return slopes
-
-
-def _pooled(values: Tensor, every: int) -> Tensor:
-    """Means over blocks of ``every`` voxels of (D, H, W)."""
-    return F.avg_pool3d(values[None, None], every)[0, 0] if every > 1 else values
 
 
 @torch.no_grad()
@@ -255,49 +269,13 @@ def vagueness(
     """
     shape = pairs[0].fixed.shape[1:]
     every = max(1, shape[0] // displacement.shape[1])
-    curvature, _, _ = _linearised(pairs, resize(displacement, shape) / spacing, weight, every)
+    way = _Way(1, pairs, weight, torch.ones_like(weight), every)
+    curvature, _, _ = way.linearised(resize(displacement, shape) / spacing)
     zz, zy, zx, yy, yx, xx = smooth(smooth(curvature))
     zz, yy, xx = (values + regulariser.diagonal() * 0.1 for values in (zz, yy, xx))
     minors = (yy * xx - yx * yx) + (zz * xx - zx * zx) + (zz * yy - zy * zy)
     determinant = zz * (yy * xx - yx * yx) - zy * (zy * xx - yx * zx) + zx * (zy * yx - yy * zx)
     return (minors / determinant.clamp_min(1e-12)).clamp_min(0).sqrt() * (spacing * every)
-
-
-def negative_laplacian(u: Tensor) -> Tensor:
-    """Minus the Laplacian of (C, D, H, W) per node; nothing flows through the border."""
-    out = torch.zeros_like(u)
-    for axis in (1, 2, 3):
-        count = u.shape[axis]
-        difference = u.narrow(axis, 1, count - 1) - u.narrow(axis, 0, count - 1)
-        out.narrow(axis, 0, count - 1).sub_(difference)
-        out.narrow(axis, 1, count - 1).add_(difference)
-    return out
-
-
-def _solved(curvature: Tensor, pull: Tensor, regulariser: Regulariser) -> Tensor:
-    """The step (3, d, h, w) with curvature @ step + regulariser(step) = pull, by preconditioned conjugate gradients."""
-    zz, zy, zx, yy, yx, xx = curvature
-    diagonal = torch.stack([zz, yy, xx]) + regulariser.diagonal()
-
-    def apply(v: Tensor) -> Tensor:
-        data = torch.stack(
-            [zz * v[0] + zy * v[1] + zx * v[2], zy * v[0] + yy * v[1] + yx * v[2], zx * v[0] + yx * v[1] + xx * v[2]]
-        )
-        return data + regulariser.gradient(v)
-
-    step, residual = torch.zeros_like(pull), pull.clone()
-    preconditioned = residual / diagonal
-    direction = preconditioned.clone()
-    product = (residual * preconditioned).sum()
-    for _ in range(_SOLVER_STEPS):
-        image = apply(direction)
-        length = product / (direction * image).sum().clamp_min(1e-30)
-        step += length * direction
-        residual -= length * image
-        preconditioned = residual / diagonal
-        previous, product = product, (residual * preconditioned).sum()
-        direction = preconditioned + product / previous.clamp_min(1e-30) * direction
-    return step
 
 
 def adam(

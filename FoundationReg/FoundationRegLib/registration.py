@@ -327,7 +327,7 @@ def _result(
             "SimpleITK": sitk.Version.VersionString(),
         },
         "weights_sha256": found.weights,
-        "grey_weight": round(found.grey_weight, 3),
+        "grey_weights": [round(share, 3) for share in found.grey],
         "linear": facts.get("kept", "start"),
         "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
         "warnings": warnings,

@@ -47,9 +47,10 @@ class Settings:
         levels: voxel sizes of the refinement levels as multiples of it, coarse to fine.
         grey_values: let grey values refine beside the features, as far as both images show one contrast.
             grey_weight: how much they count beside the features then. grey_reach: standard deviation, in voxels of a
-            level, of the neighbourhood in which they are normalised; small forgives bias fields, large sees more.
+            level, of the neighbourhood in which they are normalised. grey_wide: weight, relative to that, of grey
+            values of which only slow shading is taken away, where the images turn out to be free of the rest.
         smoothness: weight of the regulariser, 1 is neutral. diffusion, bending: its shares, which price the first and
-            the second derivatives of the field: the one lets neighbouring organs slide less, the other bends less.
+            the second derivatives of the field. sliding: let neighbouring organs slide along each other.
             iterations: steps of each level at most.
         diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
         optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.
@@ -83,9 +84,11 @@ class Settings:
     grey_values: bool = True
     grey_weight: float = 1.0
     grey_reach: float = 1.6
+    grey_wide: float = 2.0
     smoothness: float = 1.0
     diffusion: float = 0.3
     bending: float = 1.0
+    sliding: bool = True
     iterations: int = 8
     diffeomorphic: bool = True
     optimizer: Literal["gauss-newton", "adam"] = "gauss-newton"
@@ -102,8 +105,8 @@ class Settings:
         for name in ("slice_gap_mm", "search_spacing_mm", "grey_weight", "grey_reach", "smoothness"):
             if not getattr(self, name) > 0:
                 raise InputError(f"The setting {name} must be greater than zero, not {getattr(self, name)}.")
-        at_least_zero = ("search_range_mm", "finest_spacing_mm", "iterations", "diffusion", "bending", "encoder_pixels",
-                         "memory_gb", "threads")  # fmt: skip
+        at_least_zero = ("search_range_mm", "finest_spacing_mm", "iterations", "diffusion", "bending", "grey_wide",
+                         "encoder_pixels", "memory_gb", "threads")  # fmt: skip
         for name in at_least_zero:
             if getattr(self, name) < 0:
                 raise InputError(f"The setting {name} must not be negative, not {getattr(self, name)}.")

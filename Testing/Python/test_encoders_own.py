@@ -230,6 +230,6 @@ def test_an_attention_from_elsewhere_is_refused_before_transformers_sees_it(tmp_
 def test_a_folder_that_is_called_like_an_encoder_does_not_replace_it(tmp_path, monkeypatch):
     (tmp_path / "mind").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert load_encoder("mind").channels == 12
+    assert load_encoder("mind").channels == 6
     with pytest.raises(InputError, match="There is no encoder"):
         load_encoder("no/such/model.pt")

@@ -7,12 +7,15 @@ import pytest
 import torch
 from FoundationRegLib.encoders import load_encoder, mind
 from FoundationRegLib.encoders.base import VolumeEncoder
-from FoundationRegLib.encoders.mind import PAIRS, Mind, bell_mean, box_mean
+from FoundationRegLib.encoders.mind import MIRRORED, PAIRS, Mind, bell_mean, box_mean
 from scipy import ndimage, special
 
 
-def by_definition(image, radius, dilation, bell=False):
-    """Heinrich 2013, equations 2 to 4, term by term; the image goes on beyond its border as at its border."""
+def by_definition(image, radius, dilation, bell=False, couples=()):
+    """Heinrich 2013, equations 2 to 4, term by term; the image goes on beyond its border as at its border.
+
+    With ``couples``, distances of these pairs of neighbours are averaged with those on the voxel's other side.
+    """
     border = radius + dilation
     padded = np.pad(image.astype(np.float64), border, mode="edge")
 
@@ -21,18 +24,32 @@ def by_definition(image, radius, dilation, bell=False):
 
     box = np.array(list(itertools.product(range(-radius, radius + 1), repeat=3)))
     share = special.binom(2 * radius, radius + box).prod(1) if bell else np.ones(len(box))
-    distances = np.stack(
-        [
-            np.average(
-                [(moved(y + dilation * np.array(p)) - moved(y + dilation * np.array(q))) ** 2 for y in box], 0, share
-            )
-            for p, q in PAIRS
-        ]
-    )
+
+    def distance(p, q):
+        p, q = dilation * np.array(p), dilation * np.array(q)
+        return np.average([(moved(y + p) - moved(y + q)) ** 2 for y in box], 0, share)
+
+    if couples:
+        distances = np.stack([(distance(p, q) + distance(-np.array(p), -np.array(q))) / 2 for p, q in couples])
+    else:
+        distances = np.stack([distance(p, q) for p, q in PAIRS])
     distances -= distances.min(0)
     variance = distances.mean(0)
     variance = np.clip(variance, 0.001 * variance.mean(), 1000 * variance.mean())
     return np.exp(-distances / variance)
+
+
+def test_mirrored_channels_come_from_the_means_of_mirrored_distances():
+    """Six channels: each pair's distance averaged with that of its mirror image, before anything is exponentiated."""
+    image = np.random.default_rng(1).random((7, 9, 8)).astype(np.float32)
+    turned = Mind(mirrored=True)
+    found = turned(torch.from_numpy(image)[None, None])[0].numpy()
+    expected = by_definition(image, 1, 2, couples=MIRRORED)
+    assert found.shape == (6, *image.shape) and turned.channels == 6
+    assert np.abs(found - expected).max() < 1e-4
+    # Even: an image seen in a mirror at a point has the descriptors of that point.
+    flipped = turned(torch.from_numpy(image[::-1, ::-1, ::-1].copy())[None, None])[0].numpy()
+    assert np.abs(flipped[:, ::-1, ::-1, ::-1] - found).max() < 1e-4
 
 
 @pytest.mark.parametrize("bell", [False, True])
@@ -85,5 +102,5 @@ def test_a_constant_image_gives_ones_and_a_single_slice_works():
 def test_the_catalogue_has_it_without_weights():
     encoder = load_encoder("mind")
     assert isinstance(encoder, VolumeEncoder) and encoder.radius == 1 and encoder.dilation == 1
-    assert encoder.mean is bell_mean and load_encoder("mind-wide").mean is box_mean
+    assert encoder.mean is bell_mean and encoder.channels == 6 and load_encoder("mind-wide").mean is box_mean
     assert load_encoder("mind-wide").radius == 3

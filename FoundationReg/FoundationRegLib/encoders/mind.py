@@ -7,6 +7,10 @@ pairs of neighbours that touch along an edge is
     exp(-(D(p, q) - min D) / V),    D(p, q) = mean over a box of (I(x + p) - I(x + q))^2,    V = mean of D - min D
 
 so it tells which neighbouring patches look alike, whatever the modality. Outside, the image goes on as at its border.
+
+A pair and its mirror image (-p, -q) can be averaged (`Mind`'s ``mirrored``): what then is left out is odd about the
+voxel. Of the twelve principal components of MIND over real images, the six strongest are even and the others odd; and
+between two MR sequences the odd ones are what does not match (Testing/Benchmarks has the figures).
 """
 
 from __future__ import annotations
@@ -17,25 +21,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
+def _opposite(offset: tuple[int, int, int]) -> tuple[int, int, int]:
+    return tuple(-n for n in offset)
+
+
 _NEIGHBOURS = [tuple(sign if a == axis else 0 for a in range(3)) for axis in range(3) for sign in (-1, 1)]
 PAIRS = [
     (p, q)
     for p, q in itertools.combinations(_NEIGHBOURS, 2)
     if sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) == 2
 ]
+# One of each two pairs that mirror each other.
+MIRRORED = [(p, q) for n, (p, q) in enumerate(PAIRS) if {_opposite(p), _opposite(q)} not in map(set, PAIRS[:n])]
 # Numbers worked on at a time on the CPU.
 _SLAB_VALUES = 1 << 21
 
 
 class Mind:
-    """MIND-SSC as a `VolumeEncoder`: 12 channels in 0..1 at every voxel.
+    """MIND-SSC as a `VolumeEncoder`: 12 channels in 0..1 at every voxel, or 6 where it is ``mirrored``.
 
     ``radius``: patches are 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels. ``bell``:
     patches are weighted binomially (1, 2, 1 for radius 1), as the first MIND's were (Heinrich et al., Med. Image Anal.
-    2012), instead of evenly: edges are told more sharply at hardly more noise.
+    2012), instead of evenly: edges are told more sharply at hardly more noise. ``mirrored``: the distances of each pair
+    and of its mirror image are averaged.
     """
 
-    channels = len(PAIRS)
     stride = 1
     multiple = 1
     weights_sha256 = ""
@@ -47,13 +58,17 @@ class Mind:
         dilation: int = 2,
         device: str | torch.device = "cpu",
         bell: bool = False,
+        mirrored: bool = False,
     ):
         self.id, self.radius, self.dilation, self.device = id, radius, dilation, torch.device(device)
         self.mean = bell_mean if bell else box_mean
+        self.mirrored = mirrored
+        self.pairs = MIRRORED if mirrored else PAIRS
+        self.channels = len(self.pairs)
 
     @torch.inference_mode()
     def __call__(self, volume: Tensor) -> Tensor:
-        """(1, 12, D, H, W), float32, of a grey ``volume`` (1, 1, D, H, W); channels in the order of `PAIRS`."""
+        """(1, C, D, H, W), float32, of a grey ``volume`` (1, 1, D, H, W); channels in the order of ``pairs``."""
         image = volume[0, 0].to(self.device, torch.float32)
         border = self.radius + 2 * self.dilation
         padded = F.pad(image[None, None], (border,) * 6, mode="replicate")[0, 0]
@@ -76,21 +91,27 @@ class Mind:
         return result[None]
 
     def _distances(self, padded: Tensor, out: Tensor) -> None:
-        """Fill ``out`` (12, D, H, W) with D(p, q), from the image with a border of radius + 2 dilation.
+        """Fill ``out`` (C, D, H, W) with the pairs' distances, from the image with a border of radius + 2 dilation.
 
-        D(p, q) at x is the mean squared difference between I and I moved by p - q, read at x + q. Two opposite pairs
-        share one such difference, so six box filters serve twelve channels.
+        D(p, q) at x is the mean squared difference between I and I moved by p - q, read at x + q. Read at x - p, the
+        same difference gives D(-p, -q). So six box filters serve twelve pairs.
         """
         size, shared = out.shape[1:], {}
-        for channel, (p, q) in enumerate(PAIRS):
+
+        def read(at: tuple[int, int, int], move: tuple[int, int, int]) -> Tensor:
+            starts = [self.dilation * (1 + n) for n in at]
+            return shared[move][tuple(slice(a, a + n) for a, n in zip(starts, size, strict=True))]
+
+        for channel, (p, q) in enumerate(self.pairs):
             move = tuple(a - b for a, b in zip(p, q, strict=True))
-            opposite = tuple(-n for n in move)
-            if opposite in shared:
-                move, q = opposite, p
+            if _opposite(move) in shared:
+                p, q, move = q, p, _opposite(move)
             if move not in shared:
                 shared[move] = self._moved_difference(padded, move)
-            starts = [self.dilation * (1 + n) for n in q]
-            out[channel] = shared[move][tuple(slice(a, a + n) for a, n in zip(starts, size, strict=True))]
+            if self.mirrored:
+                torch.add(read(q, move), read(_opposite(p), move), out=out[channel]).mul_(0.5)
+            else:
+                out[channel] = read(q, move)
 
     def _moved_difference(self, padded: Tensor, move: tuple[int, int, int]) -> Tensor:
         """Patch mean of (I(x + move) - I(x))^2 wherever x is at most ``dilation`` outside of the image."""
