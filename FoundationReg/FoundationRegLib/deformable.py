@@ -39,6 +39,8 @@ _GREY_CORRELATION = (0.25, 0.4)
 # is at most the first share of what is left of locally normalised ones, and not at all from the second share on.
 # Seen: two brains 0.16, a lung 0.22, livers 0.33 and 0.45, breasts under a bias field 0.43.
 _SHADING_MM, _SHADING_RATIO = 30.0, (0.18, 0.28)
+# What an iteration must lower the loss by, on coarser levels and on the finest, where one costs most.
+_TOLERANCES = (0.003, 0.01)
 # Pull of a landmark on its nodes; a voxel's features pull with about 1.
 _SPRING = 200.0
 # Where there and back ends so many mm from home, the search is not believed but filled in.
@@ -133,7 +135,7 @@ def deform(
     with progress.stage("refine", 0.4):
         for n, factor in enumerate(settings.levels):
             if settings.grey_values and settings.optimizer != "adam" and n < 2:
-                made.grey = _grey_weights(levels, field_mm)
+                made.grey = _grey_weights(levels, field_mm, made.grey)
             name = f"{pair.grid.spacing[0] * factor:.3g} mm"
             with progress.stage(f"refine {name}", share):
                 field_mm, made.losses[name] = _refined(levels, factor, field_mm, made.grey, on_field)
@@ -348,6 +350,7 @@ def _refined(levels: _Levels, factor: int, field_mm: Tensor, grey: tuple[float, 
     return gauss_newton(
         pairs, field_mm, spacing, fixed_mask, moving_mask,
         nodes=nodes, regulariser=regulariser, iterations=settings.iterations,
+        tolerance=_TOLERANCES[factor == min(settings.levels)],
         diffeomorphic=settings.diffeomorphic, guide=_pull_of(levels, node_grid), each=each,
     )  # fmt: skip
 
@@ -359,12 +362,13 @@ def _level_encoders(settings: Settings) -> list[tuple[str, float]]:
     return fine or list(settings.encoders)
 
 
-def _grey_weights(levels: _Levels, field_mm: Tensor) -> tuple[float, float]:
-    """How much grey values count beside MIND, seen locally and widely.
+def _grey_weights(levels: _Levels, field_mm: Tensor, before: tuple[float, float]) -> tuple[float, float]:
+    """How much grey values count beside MIND, seen locally and widely; ``before`` is what they counted until now.
 
     Locally: nothing for different contrasts, the setting's weight for the same, by their correlation where the search,
     and then the coarsest level, have brought them: refined on them to the end, wrong pairs correlate too. Widely: where
-    images are free of shading, whole regions and not only their edges can be compared.
+    images are free of shading, whole regions and not only their edges can be compared; what has been refined on them
+    looks freer of it than it is.
     """
     factor, settings = NODE_FACTOR, levels.settings
     shift = resize(_displacement(field_mm, levels.grid_like(field_mm), settings), levels.mask("fixed", factor).shape)
@@ -380,7 +384,8 @@ def _grey_weights(levels: _Levels, field_mm: Tensor) -> tuple[float, float]:
     local, wide = correlation(settings.grey_reach), correlation(levels.shading(factor))
     same = settings.grey_weight * _ramp(local, *_GREY_CORRELATION)
     even = _ramp(-(1 - wide) / max(1 - local, 1e-6), *(-ratio for ratio in reversed(_SHADING_RATIO)))
-    return same, same * even * settings.grey_wide
+    share = even * settings.grey_wide
+    return same, same * (min(share, before[1] / before[0]) if before[0] else share)
 
 
 def _ramp(value: float, low: float, high: float) -> float:

@@ -100,12 +100,12 @@ def exponential(velocity: Tensor, spacing: Sequence[float], steps: int | None = 
     """The displacement after flowing one unit of time along the stationary ``velocity`` (3, D, H, W) in mm.
 
     Scaling and squaring (Arsigny et al., MICCAI 2006) of a midpoint step over 1 / 2 ** ``steps`` of the time; by
-    default as many as keep that step below half a voxel. Its inverse is ``exponential(-velocity)``.
+    default as many as keep that step below a voxel. Its inverse is ``exponential(-velocity)``.
     """
     shape = velocity.shape[1:]
     if steps is None:
         longest = float((velocity.detach() / _column(spacing, velocity)).abs().max())
-        steps = max(1, math.ceil(math.log2(2 * longest))) if longest > 0 else 0
+        steps = max(1, math.ceil(math.log2(longest))) if longest > 0 else 0
     # Worked on in the order and units of `sample_at`, so that a composition is one sum and one look-up.
     unit = _column([2 / (max(n - 1, 1) * s) for n, s in zip(shape, spacing, strict=True)], velocity)
     axes = [torch.linspace(-1, 1, n, device=velocity.device) if n > 1 else velocity.new_zeros(1) for n in shape]

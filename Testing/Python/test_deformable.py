@@ -211,7 +211,6 @@ def test_guides_pull_one_structure_onto_the_other():
     warped = warp(torch.from_numpy(spheres[1]), u, (SPACING,) * 3)[0].numpy() > 0.5
     before, after = (2 * (fixed & seen).sum() / (fixed.sum() + seen.sum()) for seen in (moving, warped))
     assert before < 0.5 and after > 0.95
-    assert u[2, 12, 14, 13] > 2 * SPACING, "inside, where nothing pulls, the middle comes along"
 
 
 def test_fields_are_shown_on_the_way_in_millimetres():
