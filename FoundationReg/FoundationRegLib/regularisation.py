@@ -26,18 +26,23 @@ class Regulariser:
     """Price of a displacement field per node, in units of the noise of the features (see `refinement.gauss_newton`).
 
     ``diffusion`` weighs the squared first, ``bending`` the squared second derivatives, both per node spacing.
-    ``sliding``: where the field strains much more than elsewhere, as where organs slide along each other, the price
-    grows linearly and not quadratically with the strain (`eased`). ``ease`` (D, H, W) is the share of the price that is
-    left at each node then.
+    ``sliding``, from 0 to 1: where the field strains much more than elsewhere, as where organs slide along each other,
+    the price grows less than quadratically with the strain, and linearly at 1 (`eased`). ``ease`` (D, H, W) is the
+    share of the price that is left at each node then.
     """
 
     diffusion: float
     bending: float
-    sliding: bool = False
+    sliding: float = 0.0
     ease: Tensor | None = None
 
     def scaled(self, factor: float) -> Regulariser:
         return replace(self, diffusion=self.diffusion * factor, bending=self.bending * factor)
+
+    def mixed(self, other: Regulariser, share: float) -> Regulariser:
+        """This price for ``share`` 0, ``other`` for 1, and between them what is between."""
+        names = ("diffusion", "bending", "sliding")
+        return replace(self, **{n: (1 - share) * getattr(self, n) + share * getattr(other, n) for n in names})
 
     def eased(self, u: Tensor, mask: Tensor) -> Regulariser:
         """The quadratic price that touches this one at ``u`` (iteratively reweighted least squares).
@@ -52,7 +57,7 @@ class Regulariser:
         energy = smooth(strain_energy(u))
         usual = energy[mask] if bool(mask.any()) else energy.flatten()
         scale = _SLIDING_SCALE**2 * usual.median().clamp_min(_LEAST_STRAIN**2)
-        ease = ((1 + 1 / _SLIDING_SCALE**2) / (1 + energy / scale)).sqrt()
+        ease = ((1 + 1 / _SLIDING_SCALE**2) / (1 + energy / scale)) ** (self.sliding / 2)
         # What hardly strains is not made stiffer without end.
         return replace(self, ease=ease.clamp(0.02, 2.0))
 

@@ -50,7 +50,8 @@ class Settings:
             level, of the neighbourhood in which they are normalised. grey_wide: weight, relative to that, of grey
             values of which only slow shading is taken away, where the images turn out to be free of the rest.
         smoothness: weight of the regulariser, 1 is neutral. diffusion, bending: its shares, which price the first and
-            the second derivatives of the field. sliding: let neighbouring organs slide along each other.
+            the second derivatives of the field. sliding: let neighbouring organs slide along each other. As far as
+            grey_wide counts, a membrane takes their place (`deformable.deform`).
             iterations: steps of each level at most.
         diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
         optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.

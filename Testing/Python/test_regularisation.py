@@ -61,14 +61,25 @@ def test_what_strains_most_is_eased_and_an_even_strain_is_not():
     shape = (20, *SHAPE[1:])
     mask = torch.ones(shape, dtype=torch.bool)
     even = torch.from_numpy(np.einsum("ab,bdhw->adhw", 0.3 * np.eye(3), np.indices(shape)).astype(np.float32))
-    regulariser = Regulariser(1.0, 1.0, sliding=True)
+    regulariser = Regulariser(1.0, 1.0, sliding=1.0)
     ease = regulariser.eased(even, mask).ease[2:-2, 2:-2, 2:-2]
     torch.testing.assert_close(ease, torch.ones_like(ease), atol=0.1, rtol=0)
     torn = even.clone()
     torn[2, 10:] += 4.0
     ease = regulariser.eased(torn, mask).ease
     assert float(ease[9:11].mean()) < 0.4 < 0.9 < float(ease[5].mean())
+    partly = Regulariser(1.0, 1.0, sliding=0.5).eased(torn, mask).ease
+    assert float(ease[9:11].mean()) < float(partly[9:11].mean()) < 0.8
     assert Regulariser(1.0, 1.0).eased(torn, mask).ease is None
+
+
+def test_mixed_prices_add_up():
+    a, b = Regulariser(0.3, 1.0, sliding=1.0), Regulariser(0.6, 0.1)
+    u = generated(3, *SHAPE)
+    expected = 0.75 * a.gradient(u) + 0.25 * b.gradient(u)
+    torch.testing.assert_close(a.mixed(b, 0.25).gradient(u), expected, rtol=1e-4, atol=1e-4)
+    assert a.mixed(b, 0.25).sliding == 0.75
+    assert (a.mixed(b, 0.0), a.mixed(b, 1.0)) == (a, b)
 
 
 def test_the_price_is_the_same_on_a_lattice_of_half_the_resolution():
