@@ -25,15 +25,21 @@ from .search import smooth
 _PART_VALUES = 1 << 20
 # Successive steps of one iteration after the other point the same way: going further saves a third of them.
 _OVERSHOOT = 1.3
+# A region that is explained so many times worse than the rest keeps half of its say.
+_OUTLIER = 3.0
 
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """Features (C, D, H, W) of both images on one lattice; ``weight`` is relative to the other pairs."""
+    """Features (C, D, H, W) of both images on one lattice; ``weight`` is relative to the other pairs.
+
+    ``given``: the user says that they match, so they count everywhere, however badly they are explained.
+    """
 
     fixed: Tensor
     moving: Tensor
     weight: float = 1.0
+    given: bool = False
 
 
 def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,6 +87,7 @@ def gauss_newton(
     iterations: int = 8,
     tolerance: float = 0.003,
     diffeomorphic: bool = False,
+    robust: bool = False,
     guide: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     each: Callable[[int, Tensor, float], bool] = lambda *_: False,
 ) -> tuple[Tensor, list[float]]:
@@ -94,7 +101,9 @@ def gauss_newton(
     ``spacing``: mm of the (isotropic) feature lattice, whose shape must be a multiple of ``nodes``. ``fixed_weight``
     (D, H, W): how much each fixed voxel counts; ``moving_weight`` the same for where it lands. ``diffeomorphic``:
     ``displacement`` is a stationary velocity field, and the images are compared both ways, |moving - fixed(x + v)|^2
-    counting as much: neither image is the only one that interpolation blurs. ``guide``: from the current displacement
+    counting as much: neither image is the only one that interpolation blurs. ``robust``: what is explained much worse
+    than the rest, such as a lesion that only one image has, loses its say, so that it is neither shrunk nor torn;
+    too early that would keep organs from coming together that still lie apart. ``guide``: from the current displacement
     in nodes to the (6, ...) curvature and (3, ...) pull of further terms. ``each`` is called with iteration, field in
     mm and loss after each iteration; it may raise to stop or return True to end early.
 
@@ -108,10 +117,10 @@ def gauss_newton(
     field = resize(displacement, nodes) / node_mm
     if moving_weight is None:
         moving_weight = torch.ones_like(fixed_weight)
-    ways = [_Way(1, pairs, fixed_weight, moving_weight, every)]
+    ways = [_Way(1, pairs, fixed_weight, moving_weight, every, robust)]
     if diffeomorphic:
         turned = [replace(pair, fixed=pair.moving, moving=pair.fixed) for pair in pairs]
-        ways.append(_Way(-1, turned, moving_weight, fixed_weight, every))
+        ways.append(_Way(-1, turned, moving_weight, fixed_weight, every, robust))
     mask = F.interpolate(fixed_weight[None, None], size=nodes)[0, 0] > 0
     losses: list[float] = []
     for iteration in range(iterations):
@@ -159,10 +168,14 @@ class _Way:
 
     ``sign``: which way along the velocity that is. ``weight``: how much each voxel of the first counts; it decides
     which parts of the lattice are looked at. ``landing``: the same where voxels land. ``every``: voxels per node.
+    ``robust``: as in `gauss_newton`.
     """
 
-    def __init__(self, sign: int, pairs: Sequence[FeaturePair], weight: Tensor, landing: Tensor, every: int):
+    def __init__(
+        self, sign: int, pairs: Sequence[FeaturePair], weight: Tensor, landing: Tensor, every: int, robust: bool = False
+    ):
         self.sign, self.pairs, self.weight, self.landing, self.every = sign, pairs, weight, landing, every
+        self.robust = robust
         self.parts = _parts(weight, every, max(pair.fixed.shape[0] for pair in pairs))
 
     def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -172,42 +185,56 @@ class _Way:
         """
         every, shape = self.every, self.weight.shape
         nodes = tuple(n // every for n in shape)
-        # Per pair: three rows of pull, six of curvature, and the sum of squares.
-        terms = [self.weight.new_zeros((9, *nodes)) for _ in self.pairs]
-        squares = [self.weight.new_zeros(()) for _ in self.pairs]
-        mass = self.weight.new_zeros(())
+        # Per pair: three rows of pull, six of curvature, and the squared residual.
+        terms = [self.weight.new_zeros((10, *nodes)) for _ in self.pairs]
+        mass = self.weight.new_zeros(nodes)
         for box in self.parts:
             halo = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
             inner = tuple(slice(s.start - h.start, s.stop - h.start) for s, h in zip(box, halo, strict=True))
             places = _places(shift, halo)
             counts = self.weight[box] * sample_at(self.landing[None], places[inner], "nearest")[0]
-            mass += counts.sum()
             here = tuple(slice(s.start // every, s.stop // every) for s in box)
+            mass[here] = self._pooled(counts[None])[0]
             for n, pair in enumerate(self.pairs):
                 fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, places)
                 residual = (fixed - moved)[(slice(None), *inner)].contiguous()
                 slopes = _slopes(moved.add_(fixed), inner)
                 product = torch.mul(residual, residual)
-                squares[n] += (product.sum(0) * counts).sum()
+                square = product.sum(0)
                 rows = [torch.mul(residual, slope, out=product).sum(0) for slope in slopes]
                 rows += [torch.mul(slopes[a], slopes[b], out=product).sum(0) for a, b in _UPPER]
-                rows = torch.stack(rows).mul_(counts)
-                terms[n][(slice(None), *here)] = F.avg_pool3d(rows[None], every)[0] if every > 1 else rows
-        return self._joined(terms, squares, mass.clamp_min(1e-6))
+                terms[n][(slice(None), *here)] = self._pooled(torch.stack([*rows, square]).mul_(counts))
+        return self._joined(terms, mass)
 
-    def _joined(self, terms: list[Tensor], squares: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The pairs' terms added up, each in units of its own noise."""
-        curvature, pull, loss = 0.0, 0.0, 0.0
+    def _pooled(self, values: Tensor) -> Tensor:
+        """Means of (C, D, H, W) over the voxels of each node."""
+        return F.avg_pool3d(values[None], self.every)[0] if self.every > 1 else values
+
+    def _joined(self, terms: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The pairs' terms added up, each in units of its own noise; ``mass`` (d, h, w) is what each node counts."""
+        seen, given, loss = torch.zeros_like(terms[0]), torch.zeros_like(terms[0]), 0.0
         importance = sum(pair.weight for pair in self.pairs)
-        for pair, rows, squared in zip(self.pairs, terms, squares, strict=True):
-            channels = pair.fixed.shape[0]
-            noise = (squared / mass / channels).clamp_min(1e-8)
-            # Slopes came as sums of both images' differences over two voxels: four times the mean's per voxel.
-            share = pair.weight / importance / (channels * noise) * self.every / 4
-            pull = pull + rows[:3] * share
-            curvature = curvature + rows[3:] * (share * self.every / 4)
-            loss += pair.weight / importance * float(noise)
-        return curvature, pull, loss
+        for pair, own in zip(self.pairs, terms, strict=True):
+            channels, share = pair.fixed.shape[0], pair.weight / importance
+            noise = (own[9].sum() / mass.sum().clamp_min(1e-6) / channels).clamp_min(1e-8)
+            (given if pair.given else seen).add_(own * (share / (channels * noise)))
+            loss += share * float(noise)
+        if self.robust:
+            seen *= credibility(seen[9], mass * sum(pair.weight for pair in self.pairs if not pair.given) / importance)
+        rows = seen + given
+        # Slopes came as sums of both images' differences over two voxels: four times the mean's per voxel.
+        return rows[3:9] * (self.every / 4) ** 2, rows[:3] * (self.every / 4), loss
+
+
+def credibility(squares: Tensor, mass: Tensor) -> Tensor:
+    """How much of its say each node keeps, from ``squares`` (d, h, w), its residuals in units of the noise, and mass.
+
+    With e, the mean over a node and its neighbours, it is 1 / (1 + (e / 3)^4): noise is left alone, and a region that
+    is explained some times worse than the rest is an outlier (Black and Anandan, CVIU 63, 1996), where single edges
+    that do not meet yet are not.
+    """
+    excess = smooth(squares) / smooth(mass).clamp_min(1e-3)
+    return 1 / (1 + (excess / _OUTLIER) ** 4)
 
 
 _UPPER = [(a, b) for a in range(3) for b in range(a, 3)]
@@ -273,7 +300,7 @@ def vagueness(
     """
     shape = pairs[0].fixed.shape[1:]
     every = max(1, shape[0] // displacement.shape[1])
-    way = _Way(1, pairs, weight, torch.ones_like(weight), every)
+    way = _Way(1, pairs, weight, torch.ones_like(weight), every, robust=True)
     curvature, _, _ = way.linearised(resize(displacement, shape) / spacing)
     zz, zy, zx, yy, yx, xx = smooth(smooth(curvature))
     zz, yy, xx = (values + regulariser.diagonal() * 0.1 for values in (zz, yy, xx))

@@ -177,6 +177,31 @@ def test_the_way_back_is_the_inverse():
     torch.testing.assert_close(there, -back, atol=1e-3, rtol=1e-3)
 
 
+def test_a_lesion_that_only_one_image_has_does_not_bend_the_field():
+    truth = smooth_field(1.0)
+    clean = warped_pair(truth)
+    distance = np.linalg.norm(np.indices(SHAPE) - np.array(SHAPE).reshape(3, 1, 1, 1) / 2, axis=0)
+    lesion = torch.from_numpy((3 / (1 + np.exp(2 * (distance - 4)))).astype(np.float32))
+    pair = FeaturePair(clean.fixed, clean.moving + clean.moving.std() * lesion)
+    errors = {}
+    for robust in (False, True):
+        field, _ = refined(pair, diffeomorphic=True, robust=robust, regulariser=Regulariser(0.1, 0.3))
+        found = resize(exponential(field, (SPACING * 2,) * 3), SHAPE).numpy() / SPACING
+        errors[robust] = np.linalg.norm(found - truth, axis=0)[distance < 6].mean()
+    assert errors[False] > 0.8, "the lesion must be worth ignoring"
+    assert errors[True] < 0.4 * errors[False]
+
+
+def test_only_a_region_far_beyond_the_noise_loses_its_say():
+    noise = torch.from_numpy(np.random.default_rng(0).exponential(size=(20, 20, 20)).astype(np.float32))
+    mass = torch.ones_like(noise)
+    assert float(refinement.credibility(noise, mass).mean()) > 0.97
+    noise[5:10, 5:10, 5:10] += 9.0
+    kept = refinement.credibility(noise, mass)
+    assert float(kept[6:9, 6:9, 6:9].max()) < 0.02 < 0.97 < float(kept[13:].mean())
+    torch.testing.assert_close(refinement.credibility(0.3 * noise, 0.3 * mass), kept)
+
+
 def test_sliding_sides_are_told_apart():
     """Two halves slide along a plane: with `sliding` a stiff field is sharper there."""
     truth = np.zeros((3, *SHAPE), np.float32)
