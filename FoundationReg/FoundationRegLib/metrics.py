@@ -11,6 +11,8 @@ from .errors import InputError
 from .image import affine_matrix, grid_of, resample_to_grid, validity, warp
 
 _NMI_SPACING_MM, _NMI_BINS = 2.0, 48
+# The Jacobian is worked out in slabs of so many voxels, since it takes some 100 bytes for each.
+_SLAB_VOXELS = 4_000_000
 
 
 def dice(a: np.ndarray, b: np.ndarray, labels=None) -> dict[int, float]:
@@ -80,6 +82,21 @@ def jacobian(transform: sitk.Transform, image: sitk.Image) -> sitk.Image:
         )
         determinant.CopyInformation(image)
         return determinant
+    depth, height, width = grid_of(image).shape
+    step = max(1, _SLAB_VOXELS // (height * width))
+    determinant = np.empty((depth, height, width), np.float32)
+    for first in range(0, depth, step):
+        # With a slice more on either side, if there is one, differences at the cut are central.
+        low, high = max(first - 1, 0), min(first + step + 1, depth)
+        found = _determinant(transform, image[:, :, low:high])
+        determinant[first : first + step] = found[first - low : first - low + step]
+    result = sitk.GetImageFromArray(determinant)
+    result.CopyInformation(image)
+    return result
+
+
+def _determinant(transform: sitk.Transform, image: sitk.Image) -> np.ndarray:
+    """Determinant of the Jacobian of ``transform`` at the voxels (D, H, W) of ``image``, one-sided at its border."""
     field = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat64, image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()
     )
@@ -88,9 +105,7 @@ def jacobian(transform: sitk.Transform, image: sitk.Image) -> sitk.Image:
     along_axes = sitk.GetArrayViewFromImage(field) @ grid_of(image).direction[:, ::-1]
     padded = sitk.GetImageFromArray(np.pad(along_axes, [(1, 1)] * 3 + [(0, 0)], "reflect", reflect_type="odd"), True)
     padded.SetSpacing(image.GetSpacing())
-    determinant = sitk.Cast(sitk.DisplacementFieldJacobianDeterminant(padded)[1:-1, 1:-1, 1:-1], sitk.sitkFloat32)
-    determinant.CopyInformation(image)
-    return determinant
+    return sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(padded)[1:-1, 1:-1, 1:-1])
 
 
 def folded_percent(determinant: sitk.Image) -> float:
