@@ -1,9 +1,9 @@
 """Continuous refinement of a displacement field.
 
 `gauss_newton` is what the presets use: features are warped, compared and linearised at every voxel, and the small
-quadratic problem that follows is solved on a coarser lattice of nodes. It reaches a lower error than Adam in a tenth of
-the time, because a warp of many channels buys a whole solve instead of one gradient step (Testing/Benchmarks has the
-figures). `adam` is the published schedule of ConvexAdam and of the study, kept for the preset "study".
+quadratic problem that follows is solved on a coarser lattice of nodes. It reaches a lower error than Adam
+(docs/accuracy.md), and sooner, because a warp of many channels buys a whole solve instead of one gradient step.
+`adam` is the published schedule of ConvexAdam and of the study, kept for the preset "study".
 
 Displacements are float32 (3, D, H, W) in mm along the array axes; all lattices of one call share their outer faces.
 """
