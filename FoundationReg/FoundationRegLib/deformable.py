@@ -398,8 +398,11 @@ def _grey_weights(levels: _Levels, field_mm: Tensor, before: tuple[float, float]
         energies = (fixed.square() * weight).sum() * (moving.square() * weight).sum()
         return float((fixed * moving * weight).sum() / energies.sqrt().clamp_min(1e-12))
 
-    local, wide = correlation(settings.grey_reach), correlation(levels.shading(factor))
+    local = correlation(settings.grey_reach)
     same = settings.grey_weight * _ramp(local, *_GREY_CORRELATION)
+    if not same:
+        return 0.0, 0.0
+    wide = correlation(levels.shading(factor))
     even = _ramp(-(1 - wide) / max(1 - local, 1e-6), *(-ratio for ratio in reversed(_SHADING_RATIO)))
     share = even * settings.grey_wide
     return same, same * (min(share, before[1] / before[0]) if before[0] else share)

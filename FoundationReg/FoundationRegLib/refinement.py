@@ -253,22 +253,16 @@ def _parts(weight: Tensor, every: int, channels: int) -> list[tuple[slice, slice
     parts = []
     for first in range(0, depth, planes):
         part = held[first : first + planes]
-        box = []
-        for axis in range(3):
-            found = _occupied(part, axis)
-            if found is None:
-                break
-            low, high = found
-            box.append(slice(low // every * every, -(-(high + 1) // every) * every))
-        if len(box) == 3:
+        if bool(part.any()):
+            box = [_occupied(part, axis, every) for axis in range(3)]
             parts.append((slice(box[0].start + first, box[0].stop + first), *box[1:]))
     return parts
 
 
-def _occupied(mask: Tensor, axis: int) -> tuple[int, int] | None:
-    """First and last index along ``axis`` at which ``mask`` (D, H, W) holds anything."""
+def _occupied(mask: Tensor, axis: int, every: int) -> slice:
+    """Indices along ``axis`` between which ``mask`` (D, H, W) holds anything, out to multiples of ``every``."""
     found = mask.movedim(axis, 0).flatten(1).any(1).nonzero()
-    return (int(found[0]), int(found[-1])) if len(found) else None
+    return slice(int(found[0]) // every * every, -(-(int(found[-1]) + 1) // every) * every)
 
 
 def _slopes(values: Tensor, inner: tuple[slice, slice, slice]) -> list[Tensor]:

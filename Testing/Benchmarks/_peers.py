@@ -95,8 +95,9 @@ def elastix(fixed: Path, moving: Path, _device: str):
         values["AutomaticTransformInitialization"] = ["true"]
         parameters.AddParameterMap(values)
     _, found = itk.elastix_registration_method(*images, parameter_object=parameters, log_to_console=False)
-    field = itk.transformix_deformation_field(images[1], found)
     with tempfile.TemporaryDirectory() as folder:
+        # Without a folder of its own it writes deformationField.nii into the working directory.
+        field = itk.transformix_deformation_field(images[1], found, output_directory=folder)
         path = str(Path(folder) / "field.mha")
         itk.imwrite(field, path)
         return sitk.DisplacementFieldTransform(sitk.ReadImage(path, sitk.sitkVectorFloat64))

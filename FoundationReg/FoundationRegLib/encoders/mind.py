@@ -10,7 +10,7 @@ so it tells which neighbouring patches look alike, whatever the modality. Outsid
 
 A pair and its mirror image (-p, -q) can be averaged (`Mind`'s ``mirrored``): what then is left out is odd about the
 voxel. Of the twelve principal components of MIND over real images, the six strongest are even and the others odd; and
-between two MR sequences the odd ones are what does not match (Testing/Benchmarks has the figures).
+between two MR sequences the odd ones are what does not match (docs/accuracy.md).
 """
 
 from __future__ import annotations
