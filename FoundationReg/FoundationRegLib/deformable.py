@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import Cache
-from .deformation import compose, exponential, resize
+from .deformation import compose, exponential, resize, warp
 from .encoders import catalogue, entry, load_encoder
 from .encoders.base import SliceEncoder
 from .encoders.loading import fingerprint
@@ -26,7 +26,7 @@ from .features import FeatureRaster, encode_shared, foreground_box, place
 from .grid import Grid
 from .progress import Progress
 from .raster import lattice_positions
-from .refinement import FeaturePair, Regulariser, adam, gauss_newton, local_normalised, sample, standardised, vagueness
+from .refinement import FeaturePair, Regulariser, adam, gauss_newton, local_normalised, standardised, vagueness
 from .search import candidates, cost_volume, coupled_convex, filled, inverse_consistent
 from .settings import Settings
 
@@ -389,12 +389,12 @@ def _grey_weights(levels: _Levels, field_mm: Tensor, before: tuple[float, float]
     """
     factor, settings = NODE_FACTOR, levels.settings
     shift = resize(_displacement(field_mm, levels.grid_like(field_mm), settings), levels.mask("fixed", factor).shape)
-    shift = shift / levels.spacing(factor)
-    weight = levels.mask("fixed", factor) * sample(levels.mask("moving", factor)[None], shift)[0]
+    spacing = (levels.spacing(factor),) * 3
+    weight = levels.mask("fixed", factor) * warp(levels.mask("moving", factor)[None], shift, spacing)[0]
 
     def correlation(reach: float) -> float:
         pair = levels.grey(factor, reach)
-        fixed, moving = pair.fixed[0], sample(pair.moving, shift)[0]
+        fixed, moving = pair.fixed[0], warp(pair.moving, shift, spacing)[0]
         energies = (fixed.square() * weight).sum() * (moving.square() * weight).sum()
         return float((fixed * moving * weight).sum() / energies.sqrt().clamp_min(1e-12))
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .deformation import exponential, resize, sample_at
+from .deformation import exponential, resize, sample_at, warp
 from .regularisation import Regulariser, solve
 from .search import smooth
 
@@ -144,12 +144,6 @@ def gauss_newton(
         if each(iteration, field * node_mm, loss) or settled:
             break
     return field * node_mm, losses
-
-
-def sample(volume: Tensor, shift: Tensor) -> Tensor:
-    """``volume`` (C, D, H, W) at x + ``shift`` (3, D, H, W) in voxels, the border repeated outside."""
-    shape = shift.shape[1:]
-    return sample_at(volume, _places(shift, tuple(slice(0, n) for n in shape)))
 
 
 def _places(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
@@ -330,7 +324,7 @@ def adam(
         field = _smoothed(raw, kernel, passes)
         loss = diffusion * sum(field.diff(dim=axis).square().mean() for axis in (1, 2, 3))
         for pair in pairs:
-            difference = (pair.fixed - sample(pair.moving, field)).square().mean(0)
+            difference = (pair.fixed - warp(pair.moving, field, (1.0, 1.0, 1.0))).square().mean(0)
             loss = loss + pair.weight / importance * (difference * fixed_weight).sum() / mass
         optimizer.zero_grad()
         loss.backward()
