@@ -2,8 +2,9 @@
 
 import numpy as np
 import SimpleITK as sitk
-from FoundationRegLib import image, metrics
-from FoundationRegLib.registration import Registration
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images import image
+from FoundationRegLib.registration.pipeline import Registration
 
 SHIFT = (3.0, -2.0, 1.0)
 

@@ -12,7 +12,9 @@ import pytest
 import SimpleITK as sitk
 from cli_steps import RESULTS, files_below, register
 from fakes import SHIFT, blob_image, fake_register
-from FoundationRegLib import cli, commands, image, registration
+from FoundationRegLib.app import cli, commands
+from FoundationRegLib.images import image
+from FoundationRegLib.registration import pipeline
 
 
 def test_register_writes_its_files_and_a_valid_record(pair, fake_registration, capsys):
@@ -88,7 +90,7 @@ def test_encoder_weights_and_settings_reach_the_registration(pair, monkeypatch):
         seen.update(settings=settings, **others)
         return fake_register(fixed, moving, settings, **others)
 
-    monkeypatch.setattr(registration, "register", spy)
+    monkeypatch.setattr(pipeline, "register", spy)
     monkeypatch.setattr(commands, "require_encoders", lambda *arguments: None)
     sitk.WriteTransform(sitk.TranslationTransform(3, SHIFT), str(pair / "start.tfm"))
     more = ["--encoder", "medsam-lite=0.5", "--no-affine", "--device", "cpu", "--initial-transform", pair / "start.tfm"]

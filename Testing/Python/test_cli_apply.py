@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 from cli_steps import files_below, refused, write
 from fakes import SHIFT
-from FoundationRegLib import cli, image
+from FoundationRegLib.app import cli
+from FoundationRegLib.images import image
 
 
 def moved_by(offset):
@@ -59,7 +60,7 @@ def curved_field():
 
 @pytest.mark.parametrize("suffix", [".csv", ".fcsv", ".mrk.json"])
 def test_apply_takes_moving_points_to_the_fixed_side_and_back(tmp_path, suffix):
-    from FoundationRegLib.points import Points, read_points, write_points
+    from FoundationRegLib.images.landmarks import Points, read_points, write_points
 
     transform = curved_field()
     sitk.WriteTransform(transform, str(tmp_path / "t.h5"))

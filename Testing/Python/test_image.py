@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import make_grid, smooth_noise
-from FoundationRegLib import image
 from FoundationRegLib.errors import InputError
+from FoundationRegLib.images import image
 
 
 def to_file(path, array=None, direction=None):

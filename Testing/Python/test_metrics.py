@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import make_grid, rotation, smooth_noise
-from FoundationRegLib import image, metrics
 from FoundationRegLib.errors import InputError
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images import image
 from scipy import ndimage
 
 

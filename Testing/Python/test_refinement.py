@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import smooth_noise
-from FoundationRegLib import refinement
-from FoundationRegLib.deformation import exponential, folded_percent, jacobian_determinant, resize, warp
 from FoundationRegLib.errors import Cancelled
-from FoundationRegLib.refinement import FeaturePair
-from FoundationRegLib.regularisation import Regulariser
+from FoundationRegLib.numerics import refinement
+from FoundationRegLib.numerics.fields import exponential, folded_percent, jacobian_determinant, resize, warp
+from FoundationRegLib.numerics.refinement import FeaturePair
+from FoundationRegLib.numerics.regularisation import Regulariser
 from scipy import ndimage
 
 SHAPE = (24, 28, 26)

@@ -7,13 +7,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid
-from FoundationRegLib import deformable, image, preparation, registration, weights
-from FoundationRegLib.cache import Cache
-from FoundationRegLib.deformable import deform
+from FoundationRegLib.core.cache import Cache
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
-from FoundationRegLib.progress import Progress
-from FoundationRegLib.registration import register
+from FoundationRegLib.images import image
+from FoundationRegLib.registration import deformable, pipeline, preparation
+from FoundationRegLib.registration.deformable import deform
+from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.settings import Settings
+from FoundationRegLib.weights import store
 from test_deformable import FakeEncoder
 
 FIXED = make_grid((32, 36, 34), (3.5, 2.5, 3.0))
@@ -311,7 +313,7 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
     assert first.features["medsam-lite"]["fixed"].dtype == np.uint8 and first.feature_grid is not None
     assert first.record["weights_sha256"] == {"medsam-lite": "abc"}
     encoded = encoder.slices
-    monkeypatch.setattr(registration.alignment, "linear", forbidden)
+    monkeypatch.setattr(pipeline.alignment, "linear", forbidden)
     second = register(*shifted_pair, settings.replace(smoothness=5.0), cache=cache)
     assert encoder.slices == encoded > 0
     assert second.metrics["after"]["sd_log_jacobian"] < first.metrics["after"]["sd_log_jacobian"]
@@ -319,8 +321,8 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
 
 def test_other_grey_values_or_windows_are_aligned_anew(shifted_pair, monkeypatch):
     cache, calls = Cache(), []
-    real = registration.alignment.linear
-    monkeypatch.setattr(registration.alignment, "linear", lambda *a: calls.append(1) or real(*a))
+    real = pipeline.alignment.linear
+    monkeypatch.setattr(pipeline.alignment, "linear", lambda *a: calls.append(1) or real(*a))
     fixed, moving = shifted_pair
     register(fixed, moving, NOTHING, cache=cache)
     register(fixed, moving, NOTHING.replace(fixed_window="0,600"), cache=cache)
@@ -399,7 +401,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("kind", BAD_INPUT)
 def test_bad_input_is_refused_in_one_sentence_before_long_work(shifted_pair, monkeypatch, kind):
     arguments, words = BAD_INPUT[kind]
-    monkeypatch.setattr(registration.alignment, "prepare", forbidden)
+    monkeypatch.setattr(pipeline.alignment, "prepare", forbidden)
     fixed, moving = shifted_pair
     with pytest.raises(InputError) as raised:
         register(**{"fixed": fixed, "moving": moving, "settings": MIND, **arguments})
@@ -420,8 +422,8 @@ def test_bad_settings_are_refused(change):
 
 
 def test_missing_weights_are_told_before_long_work(shifted_pair, monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "installed", lambda item: None)
-    monkeypatch.setattr(registration.alignment, "prepare", forbidden)
+    monkeypatch.setattr(store, "installed", lambda item: None)
+    monkeypatch.setattr(pipeline.alignment, "prepare", forbidden)
     with pytest.raises(WeightsError, match="foundationreg encoders download sam-b"):
         register(*shifted_pair, MIND.replace(encoders="sam-b"))
 
@@ -463,7 +465,7 @@ def test_out_of_memory_says_what_to_reduce(shifted_pair, monkeypatch, error):
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(registration, "deform", fails)
+    monkeypatch.setattr(pipeline, "deform", fails)
     with pytest.raises(OutOfMemory) as raised:
         register(*shifted_pair, NOTHING)
     check_sentence(raised.value, "finest_spacing_mm")
@@ -478,8 +480,8 @@ def test_too_little_memory_takes_a_coarser_grid_and_says_so(shifted_pair, monkey
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return deform(pair, *arguments)
 
-    monkeypatch.setattr(registration, "deform", short)
-    monkeypatch.setattr(registration, "LEAST_VOXELS", 100)
+    monkeypatch.setattr(pipeline, "deform", short)
+    monkeypatch.setattr(pipeline, "LEAST_VOXELS", 100)
     found = register(*shifted_pair, NOTHING.replace(finest_spacing_mm=0.0))
     assert len(sizes) == 3 and sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
     assert found.record["working_grid"]["spacing_mm"] > 1.4 * min(shifted_pair[0].GetSpacing())
@@ -500,7 +502,7 @@ def test_other_errors_are_not_called_memory(shifted_pair, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(registration, "deform", fails)
+    monkeypatch.setattr(pipeline, "deform", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         register(*shifted_pair, NOTHING)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from FoundationRegLib import regularisation
-from FoundationRegLib.regularisation import Regulariser
+from FoundationRegLib.numerics import regularisation
+from FoundationRegLib.numerics.regularisation import Regulariser
 from scipy import ndimage
 from scipy.sparse import block_diag, bmat, diags, identity, kron
 from scipy.sparse.linalg import spsolve

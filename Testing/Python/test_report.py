@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 from conftest import make_grid, rotation
 from fakes import SHIFT, blob_image, fake_register
-from FoundationRegLib import image, report, views
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.core.progress import Progress
+from FoundationRegLib.images import image
+from FoundationRegLib.reporting import report, views
 from FoundationRegLib.settings import Settings
 from PIL import Image
 
