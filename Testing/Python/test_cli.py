@@ -140,7 +140,7 @@ def test_interrupted_process_ends_with_130_and_leaves_nothing(pair):
         "registration.register = slow\n"
         "sys.exit(cli.main(['register', sys.argv[3], sys.argv[4], '-e', 'mind', '-o', sys.argv[5], '-q']))"
     )
-    here = Path(cli.__file__).parents[1]
+    here = Path(cli.__file__).parents[2]
     images = [str(pair / "fixed.nii.gz"), str(pair / "moving.nii.gz")]
     command = [sys.executable, "-c", code, str(here), str(Path(__file__).parent), *images, str(pair / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

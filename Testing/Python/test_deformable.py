@@ -81,7 +81,7 @@ def test_numerics_run_where_simpleitk_is_absent():
         "d = deform(Pair(Grid(a.shape, np.diag([2., 2, 2, 1])), a, a, m, m, m, m), s, torch.device('cpu'))\n"
         "assert tuple(d.displacement.shape) == (3, 6, 6, 6)\n"
     )
-    folder = Path(deformable.__file__).parents[1]
+    folder = Path(deformable.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, timeout=300)
 
 

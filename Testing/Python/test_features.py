@@ -350,7 +350,7 @@ def test_the_memory_limit_bounds_what_tokens_take():
 
     def megabytes(limit_gb):
         command = [sys.executable, "-c", MEMORY, str(limit_gb)]
-        folder = Path(extraction.__file__).parents[1]
+        folder = Path(extraction.__file__).parents[2]
         done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
         return float(done.stdout)
 

@@ -313,7 +313,7 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
     assert first.features["medsam-lite"]["fixed"].dtype == np.uint8 and first.feature_grid is not None
     assert first.record["weights_sha256"] == {"medsam-lite": "abc"}
     encoded = encoder.slices
-    monkeypatch.setattr(pipeline.alignment, "linear", forbidden)
+    monkeypatch.setattr(pipeline.linear, "linear", forbidden)
     second = register(*shifted_pair, settings.replace(smoothness=5.0), cache=cache)
     assert encoder.slices == encoded > 0
     assert second.metrics["after"]["sd_log_jacobian"] < first.metrics["after"]["sd_log_jacobian"]
@@ -321,8 +321,8 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
 
 def test_other_grey_values_or_windows_are_aligned_anew(shifted_pair, monkeypatch):
     cache, calls = Cache(), []
-    real = pipeline.alignment.linear
-    monkeypatch.setattr(pipeline.alignment, "linear", lambda *a: calls.append(1) or real(*a))
+    real = pipeline.linear.linear
+    monkeypatch.setattr(pipeline.linear, "linear", lambda *a: calls.append(1) or real(*a))
     fixed, moving = shifted_pair
     register(fixed, moving, NOTHING, cache=cache)
     register(fixed, moving, NOTHING.replace(fixed_window="0,600"), cache=cache)
@@ -401,7 +401,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("kind", BAD_INPUT)
 def test_bad_input_is_refused_in_one_sentence_before_long_work(shifted_pair, monkeypatch, kind):
     arguments, words = BAD_INPUT[kind]
-    monkeypatch.setattr(pipeline.alignment, "prepare", forbidden)
+    monkeypatch.setattr(pipeline.linear, "prepare", forbidden)
     fixed, moving = shifted_pair
     with pytest.raises(InputError) as raised:
         register(**{"fixed": fixed, "moving": moving, "settings": MIND, **arguments})
@@ -423,7 +423,7 @@ def test_bad_settings_are_refused(change):
 
 def test_missing_weights_are_told_before_long_work(shifted_pair, monkeypatch, tmp_path):
     monkeypatch.setattr(store, "installed", lambda item: None)
-    monkeypatch.setattr(pipeline.alignment, "prepare", forbidden)
+    monkeypatch.setattr(pipeline.linear, "prepare", forbidden)
     with pytest.raises(WeightsError, match="foundationreg encoders download sam-b"):
         register(*shifted_pair, MIND.replace(encoders="sam-b"))
 

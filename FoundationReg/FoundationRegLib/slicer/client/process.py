@@ -22,7 +22,7 @@ import time
 import weakref
 from pathlib import Path
 
-PACKAGE_FOLDER = Path(__file__).resolve().parent.parent.parent
+PACKAGE_FOLDER = Path(__file__).resolve().parents[3]
 LOG_LINES = 400
 
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 
 from slicer.i18n import tr as _
 
+from ...core.resources import resource_path
 from ...errors import InputError
 
-REQUIREMENTS_FILE = Path(__file__).parents[2] / "Resources" / "requirements.txt"
+REQUIREMENTS_FILE = resource_path("requirements.txt")
 TORCH_REQUIREMENT = ">=2.4"
 
 
