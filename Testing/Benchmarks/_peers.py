@@ -50,7 +50,10 @@ def convexadam_displacement(fixed: np.ndarray, moving: np.ndarray, device: str =
 def convexadam(fixed: Path, moving: Path, device: str):
     """convexAdam on the fixed image's voxels, after FoundationReg's affine stage."""
     import SimpleITK as sitk
-    from FoundationRegLib.images.image import compose_field, grid_of, read_image, warp
+    from FoundationRegLib.images.conversion import grid_of
+    from FoundationRegLib.images.reading import read_image
+    from FoundationRegLib.images.resampling import warp
+    from FoundationRegLib.images.transforms import compose_field
 
     fixed_image, moving_image = read_image(fixed, "fixed image"), read_image(moving, "moving image")
     linear = affine(fixed_image, moving_image)
@@ -106,7 +109,7 @@ def elastix(fixed: Path, moving: Path, _device: str):
 def greedy(fixed: Path, moving: Path, _device: str):
     """greedy: affine by mutual information, then diffeomorphic by normalised cross-correlation."""
     import SimpleITK as sitk
-    from FoundationRegLib.images.image import affine_transform
+    from FoundationRegLib.images.transforms import affine_transform
     from picsl_greedy import Greedy3D
 
     # NaN marks the outside in greedy: images go in as floats.

@@ -158,7 +158,7 @@ def warm_import(method: str) -> None:
 def transform_of(method: str, fixed: Path, moving: Path, device: str):
     """What ``method`` finds for two image files, fixed to moving points."""
     import SimpleITK as sitk
-    from FoundationRegLib.images.image import read_image
+    from FoundationRegLib.images.reading import read_image
     from FoundationRegLib.registration.pipeline import register
     from FoundationRegLib.settings import Settings
 
@@ -179,8 +179,8 @@ def transform_of(method: str, fixed: Path, moving: Path, device: str):
 def scored(case: Path, transform) -> dict:
     """The scores of `metrics.evaluate` that are one number each."""
     from FoundationRegLib.evaluation import metrics
-    from FoundationRegLib.images.image import read_image
     from FoundationRegLib.images.landmarks import read_points
+    from FoundationRegLib.images.reading import read_image
 
     truth = {}
     if (case / "fixed_labels.nii.gz").exists():

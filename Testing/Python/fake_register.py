@@ -14,7 +14,7 @@ from FoundationRegLib.app import worker
 from FoundationRegLib.core.grid import Grid
 from FoundationRegLib.core.progress import Preview
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.registration.pipeline import Registration
+from FoundationRegLib.registration.result import Registration
 
 QUICK, SLOW, BAD_INPUT, BUG, DIE, NOISE, CHILD, UNTIL_FINISH, NO_CHECKS, FOLDED = range(10)
 

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from cli_steps import files_below, refused, register, write
 from fakes import blob_image
-from FoundationRegLib.images import image
+from FoundationRegLib.images import conversion
 from FoundationRegLib.registration import pipeline
 from FoundationRegLib.weights import store
 
@@ -128,7 +128,9 @@ def test_empty_mask_is_refused(pair, capsys):
 def test_labels_without_common_values_are_refused(pair, capsys):
     for name, value in (("a", 1), ("b", 2)):
         labels = (sitk.GetArrayFromImage(blob_image()) > 300).astype(np.uint8) * value
-        sitk.WriteImage(image.image_from_array(labels, image.grid_of(blob_image())), str(pair / f"{name}.nii.gz"))
+        sitk.WriteImage(
+            conversion.image_from_array(labels, conversion.grid_of(blob_image())), str(pair / f"{name}.nii.gz")
+        )
     said = refused(
         capsys,
         *("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "mind", "-q"),

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid, smooth_noise
-from FoundationRegLib.images import image
+from FoundationRegLib.images import conversion, resampling, transforms
 from FoundationRegLib.numerics import fields
 
 SPACING = (3.0, 2.0, 2.5)
@@ -48,8 +48,8 @@ def test_warp_agrees_with_simpleitk(grid):
     values = smooth_noise(grid.shape, 2, 3).astype(np.float32)
     u = smooth_field(2.0, shape=grid.shape)
     ours = fields.warp(torch.from_numpy(values)[None], u, grid.spacing)[0].numpy()
-    moving = image.image_from_array(values, grid)
-    transform = sitk.DisplacementFieldTransform(image.field_image(u, grid))
+    moving = conversion.image_from_array(values, grid)
+    transform = sitk.DisplacementFieldTransform(transforms.field_image(u, grid))
     theirs = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform, sitk.sitkLinear))
     np.testing.assert_allclose(inner(ours), inner(theirs), atol=2e-3)
 
@@ -79,9 +79,9 @@ def test_inverse_agrees_with_simpleitk():
     u = smooth_field(1.5)
     ours, _ = fields.inverse(u, SPACING, tolerance_mm=1e-3)
     theirs = sitk.InvertDisplacementField(
-        image.field_image(u, grid), 50, maxErrorToleranceThreshold=1e-3, meanErrorToleranceThreshold=1e-4
+        transforms.field_image(u, grid), 50, maxErrorToleranceThreshold=1e-3, meanErrorToleranceThreshold=1e-4
     )
-    assert np.abs(inner(ours.numpy() - image.displacement_of(theirs))).max() < 0.05
+    assert np.abs(inner(ours.numpy() - transforms.displacement_of(theirs))).max() < 0.05
 
 
 def test_inverse_of_a_folded_field_is_reported():
@@ -99,7 +99,7 @@ def test_jacobian_agrees_with_simpleitk():
     u = smooth_field(6.0)
     ours = fields.jacobian_determinant(u, SPACING).numpy()
     # ITK's filter disregards directions, so it is right on axial grids only.
-    field = image.field_image(u, make_grid(SHAPE, SPACING))
+    field = transforms.field_image(u, make_grid(SHAPE, SPACING))
     theirs = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))
     np.testing.assert_allclose(inner(ours, 1), inner(theirs, 1), atol=1e-3)
 
@@ -148,10 +148,10 @@ def test_resize_keeps_millimetres_and_physical_places():
 def test_resample_between_turned_grids_keeps_the_vectors_in_space(grid):
     source = make_grid((40, 48, 44), (3.5, 2.5, 2.5))
     u = smooth_field(5.0, shape=source.shape, sigma=8)
-    ours = image.field_image(fields.resample(u, source, grid), grid)
-    field = image.field_image(u, source)
+    ours = transforms.field_image(fields.resample(u, source, grid), grid)
+    field = transforms.field_image(u, source)
     theirs = sitk.Resample(field, ours, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear)
-    inside = image.validity(field, grid)
+    inside = resampling.validity(field, grid)
     assert inside.mean() > 0.5
     difference = sitk.GetArrayFromImage(ours) - sitk.GetArrayFromImage(theirs)
     assert np.abs(difference[inside]).max() < 0.01

@@ -10,7 +10,7 @@ from FoundationRegLib.app import cli, demo
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import WeightsError
 from FoundationRegLib.evaluation import metrics
-from FoundationRegLib.images import image
+from FoundationRegLib.images import conversion, image
 from FoundationRegLib.registration import pipeline
 from FoundationRegLib.weights import store
 
@@ -23,7 +23,7 @@ def tissues():
     radius = np.linalg.norm(points / (70.0, 85.0, 65.0), axis=-1)
     white, grey, brain = radius < 0.6, (radius >= 0.6) & (radius < 0.85), radius < 1
     t1 = np.where(brain, 60 + 90 * grey + 180 * white, 0)
-    return [image.image_from_array(a.astype(np.uint8), grid) for a in (t1, 255 * grey, 255 * white)]
+    return [conversion.image_from_array(a.astype(np.uint8), grid) for a in (t1, 255 * grey, 255 * white)]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_truth_is_large_smooth_and_does_not_fold(case):
 
 
 def test_volumes_differ_in_grid_contrast_and_type(case):
-    assert image.grid_of(case.fixed) != image.grid_of(case.moving)
+    assert conversion.grid_of(case.fixed) != conversion.grid_of(case.moving)
     direction = np.array(case.moving.GetDirection()).reshape(3, 3)
     assert np.abs(direction).max() < 0.999, "oblique"
     assert case.moving.GetSpacing()[2] > 2 * case.moving.GetSpacing()[0], "thick slices"
@@ -136,6 +136,6 @@ def test_damaged_download_is_refused(tmp_path, monkeypatch):
 
 def test_oblique_grid_surrounds_the_brain():
     brain = blob_image(size=(98, 116, 94), spacing=(2.0, 2.0, 2.0))
-    grid = image.grid_of(demo.oblique_grid(brain))
-    inside = grid.indices(image.grid_of(brain).center + np.array([[70.0, 0, 0], [0, 85.0, 0], [0, 0, 70.0]]))
+    grid = conversion.grid_of(demo.oblique_grid(brain))
+    inside = grid.indices(conversion.grid_of(brain).center + np.array([[70.0, 0, 0], [0, 85.0, 0], [0, 0, 70.0]]))
     assert (inside > 0).all() and (inside < np.array(grid.shape)).all()

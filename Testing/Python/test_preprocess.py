@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import make_grid, smooth_noise
-from FoundationRegLib.images import image, preprocessing
+from FoundationRegLib.images import conversion, preprocessing
 
 SHAPE, SPACING = (40, 60, 64), (3.0, 2.5, 2.5)
 
@@ -41,7 +41,7 @@ def overlap(a, b):
 
 def test_hounsfield_images_are_told_from_magnetic_resonance():
     assert preprocessing.intensity_kind(ct()) == "ct"
-    assert preprocessing.intensity_kind(image.image_from_array(ct().astype(np.int16), make_grid(SHAPE))) == "ct"
+    assert preprocessing.intensity_kind(conversion.image_from_array(ct().astype(np.int16), make_grid(SHAPE))) == "ct"
     assert preprocessing.intensity_kind(mr(HEAD)) == "mr"
     standardised = mr(HEAD)
     assert preprocessing.intensity_kind((standardised - standardised.mean()) / standardised.std()) == "mr"

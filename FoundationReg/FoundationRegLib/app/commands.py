@@ -44,7 +44,7 @@ def register(args: argparse.Namespace) -> None:
 
     with Outputs(*folders) as outputs:
         with progress_bar(args.quiet) as progress:
-            from ..images import image
+            from ..images import reading, writing
             from ..registration import pipeline
 
             with progress.stage("register", 0.95):
@@ -52,13 +52,13 @@ def register(args: argparse.Namespace) -> None:
                 result = pipeline.register(args.fixed, args.moving, settings, progress=progress, **guides)
             with progress.stage("write the results", 0.05):
                 if args.transform:
-                    image.write_transform(result.transform, outputs.path(args.transform))
+                    writing.write_transform(result.transform, outputs.path(args.transform))
                 if args.inverse_transform:
-                    image.write_transform(result.inverse(), outputs.path(args.inverse_transform))
+                    writing.write_transform(result.inverse(), outputs.path(args.inverse_transform))
                 if args.warped:
-                    image.write_image(result.warped, outputs.path(args.warped))
+                    writing.write_image(result.warped, outputs.path(args.warped))
                 if args.output:
-                    initial = image.read_transform(args.initial_transform) if args.initial_transform else None
+                    initial = reading.read_transform(args.initial_transform) if args.initial_transform else None
                     write_results(result, args.fixed, args.moving, Path(args.output), outputs, progress, initial)
         places = outputs.places
     if not args.quiet:
@@ -144,7 +144,7 @@ def write_results(result, fixed: str, moving: str, folder: Path, outputs, progre
 
     ``fixed`` and ``moving`` are the images' paths, ``initial`` the initial transform, for the report.
     """
-    from ..images.image import write_image, write_transform
+    from ..images.writing import write_image, write_transform
     from ..reporting.report import write_report
 
     write_transform(result.transform, outputs.path(folder / "transform.h5"))
@@ -192,7 +192,9 @@ def apply(args: argparse.Namespace) -> None:
     if not points and not args.reference:
         raise InputError("An image needs --reference, the image whose grid the result gets.")
 
-    from ..images.image import read_image, read_transform, warp, write_image
+    from ..images.reading import read_image, read_transform
+    from ..images.resampling import warp
+    from ..images.writing import write_image
     from .results import Outputs
 
     with Outputs(parent_of(args.output)) as outputs:
@@ -237,8 +239,8 @@ def evaluate(args: argparse.Namespace) -> None:
     import SimpleITK as sitk
 
     from ..evaluation import metrics
-    from ..images.image import read_image, read_transform
     from ..images.landmarks import read_points
+    from ..images.reading import read_image, read_transform
     from .console import metrics_table, output
 
     given: dict[str, Any] = {"fixed": read_image(args.fixed, "fixed image")}

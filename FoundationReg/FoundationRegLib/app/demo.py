@@ -20,15 +20,18 @@ from rich.text import Text
 
 from ..core.progress import Progress
 from ..errors import WeightsError
-from ..images.image import grid_of, to_field_transform, write_image
+from ..evaluation.titles import metric_text
+from ..images.conversion import grid_of
 from ..images.landmarks import Points, write_points
-from ..registration import pipeline
+from ..images.transforms import to_field_transform
+from ..images.writing import write_image
+from ..registration import pipeline, result
 from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry
 from ..weights.wheels import download_wheel, sha256, take_member
 from .commands import facts_of, write_results
-from .console import metric_text, output, progress_bar
+from .console import output, progress_bar
 from .results import Outputs
 
 PACKAGE = "nilearn==0.14.1"
@@ -182,14 +185,14 @@ def announce_downloads(console, settings: Settings) -> None:
         console.print(Text(f"Fetching once, from the Python package index: {' and '.join(items)}."))
 
 
-def timed(case: Case, settings: Settings, progress: Progress) -> tuple[pipeline.Registration, float]:
+def timed(case: Case, settings: Settings, progress: Progress) -> tuple[result.Registration, float]:
     """A registration of ``case`` and its seconds."""
     progress.seconds.clear()  # so that the record tells of this registration alone
     began = time.monotonic()
     return pipeline.register(settings=settings, progress=progress, **vars(case)), time.monotonic() - began
 
 
-def linear_seconds(result: pipeline.Registration) -> float:
+def linear_seconds(result: result.Registration) -> float:
     """Seconds until the linear part of ``result`` was there."""
     seconds = result.record.get("seconds", {})
     return sum(seconds.get(stage, 0.0) for stage in LINEAR_STAGES)

@@ -213,7 +213,7 @@ def load_image(value):
     """A SimpleITK image from ``{"array": FILE.npy, "affine": 4x4}``; anything else (a path) is passed on."""
     if not isinstance(value, dict):
         return value
-    from ..images.image import image_from_array
+    from ..images.conversion import image_from_array
 
     array = np.load(value["array"], allow_pickle=False)
     return image_from_array(array, Grid(array.shape[:3], value["affine"]))
@@ -225,7 +225,7 @@ def load_transform(value):
         return value
     import SimpleITK as sitk
 
-    from ..images.image import affine_transform
+    from ..images.transforms import affine_transform
 
     if "matrix" in value:
         return affine_transform(value["matrix"])
@@ -245,7 +245,7 @@ def save_image(path: Path, image) -> dict:
     """Write a SimpleITK image as `save_array` does."""
     import SimpleITK as sitk
 
-    from ..images.image import grid_of
+    from ..images.conversion import grid_of
 
     array = sitk.GetArrayViewFromImage(image)
     return save_array(path, array.astype(np.float32) if array.dtype == np.float64 else array, grid_of(image))

@@ -8,7 +8,9 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from ..errors import InputError
-from ..images.image import affine_matrix, grid_of, resample_to_grid, validity, warp
+from ..images.conversion import grid_of
+from ..images.resampling import resample_to_grid, validity, warp
+from ..images.transforms import affine_matrix
 
 _NMI_SPACING_MM, _NMI_BINS = 2.0, 48
 # The Jacobian is worked out in slabs of so many voxels, since it takes some 100 bytes for each.

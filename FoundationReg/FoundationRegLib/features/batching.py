@@ -13,13 +13,19 @@ from torch import Tensor
 
 from ..core.progress import Progress
 from ..errors import OutOfMemory
+from ..numerics.devices import is_out_of_memory
 
 # More slices at a time than these only take memory.
 _MOST_AT_ONCE = 16
+
+
 # Bytes of main memory when the user sets no limit.
 _MAIN_MEMORY = 4e9
 
+
 Work = Callable[[Sequence[Any]], Sequence[Tensor]]
+
+
 Take = Callable[[Any, Tensor], None]
 
 
@@ -106,11 +112,3 @@ def _in_threads(jobs: Sequence, work: Work, take: Take, at_once: int, report: Ca
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python or torch, on any device, ran out of memory."""
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )

@@ -21,8 +21,8 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..encoders.base import SliceEncoder, VolumeEncoder
 from ..errors import InputError, OutOfMemory
+from ..numerics.devices import is_out_of_memory
 from . import batching
-from .batching import is_out_of_memory
 from .pca import Moments, SharedPCA
 from .raster import FeatureRaster, place, token_weights
 from .slicing import SliceView, foreground_box, slice_numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
-from .image import affine_matrix
+from .transforms import affine_matrix
 
 TOLERANCE_MM = 1e-3
 

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..core.grid import Grid
-from .image import grid_of
+from .conversion import grid_of
 
 Kind = Literal["mr", "ct"]
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from ..errors import InputError
+from .conversion import grid_of, image_from_array
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
 
 # Cosine between two axes of a NIfTI matrix: rounding below the first, repaired with a warning up to the second.
 _SHEAR_SILENT, _SHEAR_REPAIRABLE = 1e-3, 0.02
@@ -105,3 +108,113 @@ def _description(file: str) -> str:
     reader.ReadImageInformation()
     text = reader.GetMetaData("0008|103e").strip() if reader.HasMetaDataKey("0008|103e") else ""
     return f' "{text}"' if text else ""
+
+
+TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+
+
+SMALLEST_AXIS = 4
+
+
+LARGEST_BROKEN_SHARE = 0.01
+
+
+# Columns of a direction matrix may be off orthogonal by this much: silently (rounding) or with a warning.
+_SQUARE_SILENT, _SQUARE_REPAIRABLE = 1e-3, 0.02
+
+
+def read_image(source: str | Path | sitk.Image, role: str, warnings: list[str] | None = None) -> sitk.Image:
+    """A scalar 3-D image from a file, a DICOM folder (its largest series) or an image already in memory.
+
+    ``role`` names the image in errors ("fixed image"). What was chosen or repaired is appended to ``warnings``.
+    Raises `InputError` when it cannot be used.
+    """
+    warnings = [] if warnings is None else warnings
+    if isinstance(source, sitk.Image):
+        image, name = source, f"The {role}"
+    else:
+        path = Path(source).expanduser()
+        name = f"The {role} {path}"
+        if not path.exists():
+            raise InputError(f"{name} does not exist.")
+        image = read_dicom_folder(path, name, warnings) if path.is_dir() else read_file(path, name, warnings)
+    return _squared(_scalar_volume(image, name), name, warnings)
+
+
+def _scalar_volume(image: sitk.Image, name: str) -> sitk.Image:
+    if image.GetNumberOfPixels() == 0:
+        raise InputError(f"{name} is empty.")
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3:
+        raise InputError(f"{name} has {image.GetDimension()} dimensions; one 3-D volume is needed.")
+    if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
+        raise InputError(f"{name} holds colours, vectors or complex numbers; one grey value per voxel is needed.")
+    if min(image.GetSize()) < SMALLEST_AXIS:
+        size = " x ".join(map(str, image.GetSize()))
+        raise InputError(f"{name} has {size} voxels; at least {SMALLEST_AXIS} along each axis are needed.")
+    return image
+
+
+def _squared(image: sitk.Image, name: str, warnings: list[str]) -> sitk.Image:
+    """``image`` with the orthonormal direction nearest to its own. Raises `InputError` when that is far away."""
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    skew = np.abs(direction.T @ direction - np.eye(3)).max()
+    if not skew < _SQUARE_REPAIRABLE:
+        raise InputError(f"{name} has axes that are not perpendicular (a tilted gantry?); resample it first.")
+    if skew > _SQUARE_SILENT:
+        warnings.append(f"{name} has axes that are not quite perpendicular; they were made so.")
+    if skew > 1e-9:
+        left, _, right = np.linalg.svd(direction)
+        image = sitk.Image(image)
+        image.SetDirection((left @ right).ravel().tolist())
+    return image
+
+
+def repair(image: sitk.Image, role: str) -> tuple[sitk.Image, list[str]]:
+    """``image`` with its few NaN and infinite voxels replaced by their nearest good neighbour, and warnings.
+
+    Raises `InputError` when 1 % or more of the voxels are not finite, or all have one value.
+    """
+    array = sitk.GetArrayViewFromImage(image)
+    warnings = []
+    if array.dtype.kind == "f":
+        broken = ~np.isfinite(array)
+        count = int(broken.sum())
+        if count >= LARGEST_BROKEN_SHARE * array.size:
+            share = 100 * count / array.size
+            raise InputError(f"The {role} has {share:.0f} % voxels that are not numbers (NaN or infinite); fill them.")
+        if count:
+            nearest = ndimage.distance_transform_edt(broken, return_distances=False, return_indices=True)
+            array = array[tuple(nearest)]
+            image = image_from_array(array, grid_of(image))
+            warnings.append(f"The {role} has {count} voxels that are not numbers; their neighbours' values were taken.")
+    if array.min() == array.max():
+        raise InputError(f"The {role} has the same value in every voxel.")
+    return image, warnings
+
+
+def read_transform(path: str | Path) -> sitk.Transform:
+    """A transform from a file of ITK's (.h5 .tfm .txt .mat) or from a displacement image in LPS mm.
+
+    Raises `InputError` when it is missing, unreadable or not 3-D.
+    """
+    path = Path(path).expanduser()
+    name = f"The transform {path}"
+    if not path.is_file():
+        raise InputError(f"{name} does not exist.")
+    if suffix_of(path) in IMAGE_SUFFIXES:
+        field = read_file(path, name, [])
+        if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
+            raise InputError(f"{name} is no displacement field: a 3-D image with three numbers per voxel is needed.")
+        return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    if suffix_of(path) not in TRANSFORM_SUFFIXES:
+        known = " ".join(TRANSFORM_SUFFIXES + IMAGE_SUFFIXES)
+        raise InputError(f"{name} has an unknown extension; there are: {known}.")
+    try:
+        transform = sitk.ReadTransform(str(path))
+    except RuntimeError:
+        raise InputError(f"{name} cannot be read as an ITK transform.") from None
+    if transform.GetDimension() != 3:
+        raise InputError(f"{name} is for {transform.GetDimension()}-D images; a 3-D one is needed.")
+    return transform

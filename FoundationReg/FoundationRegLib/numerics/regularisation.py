@@ -11,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .search import smooth
+from .filters import _halved, smooth
 
 # Conjugate gradient steps on the lattice itself, on one of half its resolution, and so on.
 _SOLVER_STEPS = (6, 12, 24)
+
+
 # Where the price of strain turns from quadratic to linear, in medians of the field's own strain.
 _SLIDING_SCALE = 0.5
+
+
 # Strain below which no field is so calm that its median would tell what slides.
 _LEAST_STRAIN = 0.1
 
@@ -151,11 +155,3 @@ def _conjugate_gradients(
         previous, product = product, (residual * preconditioned).sum()
         direction = preconditioned + product / previous.clamp_min(1e-30) * direction
     return step
-
-
-def _halved(values: Tensor) -> Tensor:
-    """Means over blocks of 2 nodes of (C, D, H, W); an odd border node is repeated outwards."""
-    pad = [n for count in reversed(values.shape[1:]) for n in (0, count % 2)]
-    if any(pad):
-        values = F.pad(values[None], pad, mode="replicate")[0]
-    return F.avg_pool3d(values[None], 2)[0]

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fields import warp
+from .filters import smooth
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
 # Candidates whose costs are smoothed at a time.
 _TOGETHER = 16
 
@@ -56,21 +59,6 @@ def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, 
     cost -= cost.amin(0)
     average = cost.mean(0)
     return cost.div_((average[weight > 0.5].mean() if (weight > 0.5).any() else average.mean()).clamp_min(1e-12))
-
-
-def smooth(volume: Tensor) -> Tensor:
-    """Mean over 3 nodes along each axis of (..., D, H, W); border nodes are repeated outwards."""
-    for axis in (-3, -2, -1):
-        count = volume.shape[axis]
-        if count > 1:
-            around = torch.empty_like(volume)
-            low, high = volume.narrow(axis, 0, count - 2), volume.narrow(axis, 2, count - 2)
-            torch.add(low, high, out=around.narrow(axis, 1, count - 2))
-            for here, inside in ((0, 1), (count - 1, count - 2)):
-                border = around.narrow(axis, here, 1).copy_(volume.narrow(axis, here, 1))
-                border.add_(volume.narrow(axis, inside, 1))
-            volume = around.add_(volume).div_(3)
-    return volume
 
 
 def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPLING, chunk: int = 1024) -> Tensor:

@@ -10,8 +10,10 @@ import SimpleITK as sitk
 
 from ..errors import InputError
 from ..evaluation.metrics import common_labels
-from ..images.image import grid_of, read_image, read_transform, repair, resample_to_grid
+from ..images.conversion import grid_of
 from ..images.landmarks import read_points
+from ..images.reading import read_image, read_transform, repair
+from ..images.resampling import resample_to_grid
 
 ImageLike = str | Path | sitk.Image
 PointsLike = str | Path | np.ndarray

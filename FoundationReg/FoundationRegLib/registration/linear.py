@@ -17,8 +17,10 @@ from ..core.progress import Progress
 from ..encoders.mind import Mind
 from ..errors import InputError
 from ..evaluation.metrics import normalized_mutual_information
-from ..images.image import affine_matrix, affine_transform, grid_of, image_from_array, resample_to_grid, warp
+from ..images.conversion import grid_of, image_from_array
 from ..images.preprocessing import Kind, foreground_mask, intensity_kind, scale_intensity
+from ..images.resampling import resample_to_grid, warp
+from ..images.transforms import affine_matrix, affine_transform
 from ..numerics import block_matching
 from ..numerics.block_matching import Description, Fit
 from ..numerics.mutual_information import align

@@ -10,7 +10,7 @@ from scipy import ndimage
 from ..core.grid import Grid
 from ..errors import InputError
 from ..evaluation import metrics
-from ..images.image import grid_of, image_from_array, resample_to_grid, validity
+from ..images.conversion import grid_of, image_from_array
 from ..images.inversion import inverse_points
 from ..images.preprocessing import (
     MOST_VOXELS,
@@ -20,9 +20,10 @@ from ..images.preprocessing import (
     scale_intensity,
     working_grid,
 )
+from ..images.resampling import resample_to_grid, validity
 from ..settings import Settings
-from .deformable import Pair, lattice_multiple
 from .inputs import Inputs
+from .pyramid import Pair, lattice_multiple
 
 _MARGIN_MM = 8.0
 # MIND looks so many voxels around itself: next to a lesion it tells of the lesion.

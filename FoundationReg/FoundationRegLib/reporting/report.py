@@ -19,10 +19,10 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..app.console import METRICS, metric_text
 from ..core.resources import resource_path
-from ..images.image import grid_of, image_from_array
-from ..registration.pipeline import Registration
+from ..evaluation.titles import METRICS, metric_text
+from ..images.conversion import grid_of, image_from_array
+from ..registration.result import Registration
 from . import views
 from .views import Plane
 

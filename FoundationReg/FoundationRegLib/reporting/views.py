@@ -14,7 +14,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..core.grid import Grid
-from ..images.image import affine_matrix, default_background, grid_of, resample_to_grid
+from ..images.conversion import default_background, grid_of
+from ..images.resampling import resample_to_grid
+from ..images.transforms import affine_matrix
 
 LONGEST_SIDE_PIXELS = 420
 # Complementary colours: where both images are equally bright, their sum is grey.
