@@ -37,7 +37,7 @@ from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, Re
 #
 
 
-class FoundationReg(ScriptedLoadableModule):
+class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
     """Register 3-D images with the features of pretrained vision foundation models.
 
     The work is done in the package FoundationRegLib beside this file, by a process of its own.
@@ -45,6 +45,8 @@ class FoundationReg(ScriptedLoadableModule):
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self._orphans = None
         self.parent.title = "FoundationReg"
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
         self.parent.dependencies = []
@@ -57,7 +59,40 @@ class FoundationReg(ScriptedLoadableModule):
             "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
             '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'
         )
-        slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", self.onStartupCompleted)
+
+    def onStartupCompleted(self) -> None:
+        """Called once, when all modules are loaded: whether or not the panel is ever opened."""
+        registerSampleData()
+        scene = slicer.mrmlScene
+        for event, call in (
+            (scene.EndImportEvent, self.onSceneEndImport),
+            (scene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved),
+            (scene.NodeRemovedEvent, self.onNodeRemoved),
+        ):
+            if not self.hasObserver(scene, event, call):
+                self.addObserver(scene, event, call)
+
+    def onSceneEndImport(self, caller, event) -> None:
+        """Views of a loaded scene may show what was not saved."""
+        from FoundationRegLib.slicer.scene import views
+
+        views.repair()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
+        """What belongs to a result goes with it."""
+        if node is None or node.GetAttribute("FoundationReg.quality") is None or slicer.mrmlScene.IsClosing():
+            return
+        from FoundationRegLib.slicer.scene import extras
+
+        self._orphans = self._orphans or extras.Orphans()
+        self._orphans.collect(node)
+
+    def onNodeRemoved(self, caller, event) -> None:
+        if self._orphans is not None:
+            orphans, self._orphans = self._orphans, None
+            orphans.remove()
 
 
 #
@@ -213,7 +248,6 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(scene, scene.StartSaveEvent, self.onSceneStartSave)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
         self.initializeParameterNode()
 
@@ -245,10 +279,6 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Called just after the scene is closed."""
         if self.parent.isEntered:
             self.initializeParameterNode()
-
-    def onSceneStartSave(self, caller, event) -> None:
-        """What is saved is the registered state, not the one of before that may be shown."""
-        self.panel.suspend()
 
     def onSceneEndImport(self, caller, event) -> None:
         """A scene was loaded: show the choices and the result that came with it."""
@@ -342,8 +372,10 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         """
         from FoundationRegLib.settings import Settings
         from FoundationRegLib.slicer.client.request import RegistrationRequest
+        from FoundationRegLib.slicer.panel import availability, dependencies
 
         chosen = Settings.from_preset(preset, **(settings or {}))
+        dependencies.check(availability.encoder(name).family for name, _weight in chosen.encoders)
         request = RegistrationRequest(
             fixedNode,
             movingNode,

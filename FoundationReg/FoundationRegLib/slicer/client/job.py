@@ -20,7 +20,7 @@ import slicer
 from ... import errors
 from ...core.grid import Grid
 from ...errors import Cancelled, FoundationRegError, InputError
-from ..scene import nodes, results
+from ..scene import extras, nodes, results
 from ..scene.preview import LivePreview
 from .channel import Channel
 from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
@@ -242,20 +242,25 @@ class RegistrationJob:
     def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
         request = self.request
         rows = results.metric_rows(answer.metrics, self._names)
-        answer.tableNode = results.owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
+        answer.tableNode = extras.make(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
         titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
         results.set_table(answer.tableNode, {"Metric": list(titles), "Before": list(before), "After": list(after)})
         if any(loss.values()):
             answer.chartNode = results.set_loss_chart(owner, loss, name)
+        for kind in ("jacobian", "uncertainty"):  # of an earlier run, and no longer true
+            if (node := extras.find(owner, kind)) is not None:
+                extras.remove(node)
         if request.jacobian:
-            answer.jacobianNode = results.owned_node(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
+            answer.jacobianNode = extras.make(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
             displacement, grid = arrays["transform"]
             determinant = results.jacobian_determinant(displacement, grid)
             results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
         if "uncertainty" in arrays:
-            node = results.owned_node(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
-            node.SetHideFromEditors(True)
+            node = extras.make(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
             results.set_uncertainty(node, *arrays["uncertainty"], request.fixed.GetParentTransformNode())
+        for kind in ("metrics", "jacobian", "uncertainty"):
+            if (node := extras.find(owner, kind)) is not None and node.GetSaveWithScene():
+                extras.file_away(owner, node)
         if not request.features:
             return
         owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(features))
@@ -264,8 +269,7 @@ class RegistrationJob:
             for side, (array, grid) in pair.items():
                 role = f"features.{encoder}.{side}"
                 title = f"{encoder} features of {getattr(request, side).GetName()}"
-                node = results.owned_node(owner, role, "vtkMRMLVectorVolumeNode", title)
-                node.SetHideFromEditors(True)
+                node = extras.make(owner, role, "vtkMRMLVectorVolumeNode", title, saved=False)
                 results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
                 answer.featureNodes[encoder][side] = node
 

@@ -58,6 +58,10 @@ class ModelsPanel:
         names = parameters.encoders_of(self._parameters) or Settings.from_preset(self._parameters.preset).encoders
         return [availability.encoder(name) for name, _weight in names]
 
+    def families(self) -> set[str]:
+        """The families of the encoders that a run would use, which need packages of their own."""
+        return {encoder.family for encoder in self.chosen()}
+
     def missing(self) -> list[availability.Encoder]:
         """Those of `chosen` whose weights are not there."""
         return [encoder for encoder in self.chosen() if encoder.availability != Availability.READY]
