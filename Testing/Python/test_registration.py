@@ -11,7 +11,7 @@ from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
 from FoundationRegLib.images import conversion, transforms
-from FoundationRegLib.registration import pipeline, preparation, pyramid
+from FoundationRegLib.registration import encoding, pipeline, preparation
 from FoundationRegLib.registration.deformable import deform
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.settings import Settings
@@ -310,8 +310,8 @@ def test_same_seed_gives_the_same_bits(shifted_pair):
 
 def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeypatch):
     encoder, cache = FakeEncoder(), Cache()
-    real = pyramid.load_encoder
-    monkeypatch.setattr(pyramid, "load_encoder", lambda i, *a, **k: encoder if i != "mind" else real(i, *a, **k))
+    real = encoding.load_encoder
+    monkeypatch.setattr(encoding, "load_encoder", lambda i, *a, **k: encoder if i != "mind" else real(i, *a, **k))
     settings = MIND.replace(encoders="medsam-lite,mind")
     first = register(*shifted_pair, settings, cache=cache)
     assert first.features["medsam-lite"]["fixed"].dtype == np.uint8 and first.feature_grid is not None
