@@ -26,7 +26,11 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 if hasattr(slicer.modules, "FoundationRegWidget"):
-    # This is a reload: forget the library, so that its files are read again too.
+    # This is a reload. Slicer runs this file before the old panel's cleanup() (slicer/util.py, reloadScriptedModule),
+    # which would find the new library and leave the worker of the old one running: end it, then forget the library,
+    # so that its files are read again too.
+    if "FoundationRegLib.slicer.client.pump" in sys.modules:
+        sys.modules["FoundationRegLib.slicer.client.pump"].use_channel(None)
     for _name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
         del sys.modules[_name]
 
@@ -100,6 +104,10 @@ class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
 #
 
 
+PHANTOM_SCHEME = "foundationreg-phantom:"
+PHANTOMS = ["PhantomFixed", "PhantomMoving"]
+
+
 def registerSampleData() -> None:
     """Add a pair from Slicer's own sample data, and one that is made on the spot, to the Sample Data module."""
     import SampleData
@@ -110,11 +118,13 @@ def registerSampleData() -> None:
         category="FoundationReg",
         sampleName="FoundationRegPhantomPair",
         thumbnailFileName=os.path.join(icons, "FoundationRegPhantomPair.png"),
-        uris="generated",
-        fileNames="generated",
-        nodeNames="generated",
+        uris=[PHANTOM_SCHEME + name for name in PHANTOMS],
+        fileNames=[f"FoundationReg-1-{name}.nrrd" for name in PHANTOMS],
+        nodeNames=PHANTOMS,
         customDownloader=loadPhantomPair,
     )
+    # SampleData.downloadSample() ignores customDownloader (SampleData.py, downloadFromSource), but rewrites URLs.
+    SampleData.SampleDataLogic.registerUrlRewriteRule("FoundationRegPhantom", phantomUrl)
     base = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
     hashes = [
         "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95",
@@ -130,11 +140,20 @@ def registerSampleData() -> None:
     )
 
 
-def loadPhantomPair(source=None) -> list:
-    """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
+def phantomUrl(url: str) -> str:
+    """Make the phantom that ``url`` names and return the URL of its file; any other URL stays as it is."""
+    if not url.startswith(PHANTOM_SCHEME):
+        return url
     from FoundationRegLib.slicer.scene import samples
 
-    volumes = samples.load_pair(source)
+    return samples.phantom_file(url.removeprefix(PHANTOM_SCHEME), slicer.app.temporaryPath).as_uri()
+
+
+def loadPhantomPair(source) -> list:
+    """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
+    import SampleData
+
+    volumes = SampleData.SampleDataLogic().downloadFromSource(source)
     slicer.util.setSliceViewerLayers(*volumes, foregroundOpacity=0.5, fit=True)
     return volumes
 
@@ -205,6 +224,7 @@ class FoundationRegParameterNode:
     threads: Annotated[int, WithinRange(0, 256)] = 0
     seed: Annotated[int, WithinRange(0, 999999)] = 0
     livePreview: bool = True
+    keepFiles: bool = False
 
     reoptimize: bool = True
     reviewMode: ReviewMode = ReviewMode.FADE
@@ -233,6 +253,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
+        self._parameterNodeObserver = None
 
     def setup(self) -> None:
         """Called when the user opens the module the first time and the widget is initialized."""
@@ -265,10 +286,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def exit(self) -> None:
         """Called each time the user opens a different module. A running registration goes on."""
         if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self._parameterNodeGuiTag = None
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
-            self._parameterNode = None
+            self.disconnectParameterNode()
             self.panel.suspend()
 
     def onSceneStartClose(self, caller, event) -> None:
@@ -292,14 +310,21 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setParameterNode(self, inputParameterNode: FoundationRegParameterNode | None) -> None:
         """Set and observe parameter node."""
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self.disconnectParameterNode()
         self._parameterNode = inputParameterNode
         if self._parameterNode:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            # Not VTKObservationMixin.addObserver: its dictionary would keep the wrapper alive (slicer/util.py).
+            modified = vtk.vtkCommand.ModifiedEvent
+            self._parameterNodeObserver = self._parameterNode.AddObserver(modified, self.onParametersModified)
         self.panel.setParameters(self._parameterNode)
+
+    def disconnectParameterNode(self) -> None:
+        """Let go of the parameter node that is observed."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNode.RemoveObserver(self._parameterNodeObserver)
+        self._parameterNode = self._parameterNodeGuiTag = self._parameterNodeObserver = None
 
     def onParametersModified(self, caller=None, event=None) -> None:
         self.panel.update()
@@ -330,6 +355,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
+        self._parameterNode = None
 
     @property
     def channel(self):
@@ -339,7 +365,11 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         return pump.shared_channel()
 
     def getParameterNode(self):
-        return FoundationRegParameterNode(super().getParameterNode())
+        """The typed parameter node, the same as long as the node in the scene is the same."""
+        node = super().getParameterNode()
+        if self._parameterNode is None or self._parameterNode.parameterNode is not node:
+            self._parameterNode = FoundationRegParameterNode(node)
+        return self._parameterNode
 
     def process(
         self,

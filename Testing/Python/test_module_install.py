@@ -1,6 +1,6 @@
 """What the panel does before the first run where packages are missing: ask, install, wait, tell what failed.
 
-The workbench records what Slicer would install (Workbench.packaging); PyTorchUtils is the module of the extension PyTorch.
+Workbench.packaging records what Slicer would install; PyTorchUtils is a module of the extension PyTorch.
 """
 
 import subprocess

@@ -110,14 +110,26 @@ class qSlicerApplication(QApplication):
         self.setRenderPaused(False)
 
 
+_LAUNCHER = """#!/bin/sh
+"{python}" "$@"
+code=$?
+if [ $code -gt 128 ]; then
+  echo "error: [{python}] exit abnormally - Report the problem." >&2
+  exit 1
+fi
+exit $code
+"""
+
+
 def _provide_python_slicer(folder: pathlib.Path) -> None:
-    """Slicer puts the executable PythonSlicer on the path; here it starts the Python that runs the workbench."""
+    """Slicer puts PythonSlicer on the path: CTK's launcher, which starts Python, hands on what it writes and its exit
+    code, and tells of a killed one with "exit abnormally" and code 1 (commontk/AppLauncher, ctkAppLauncher.cpp)."""
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         (folder / "PythonSlicer.bat").write_text(f'@"{sys.executable}" %*\n', encoding="utf-8")
     else:
         script = folder / "PythonSlicer"
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+        script.write_text(_LAUNCHER.format(python=sys.executable), encoding="utf-8")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
 

@@ -40,6 +40,7 @@ class Panel:
         ui.encoderComboBox.connect("currentIndexChanged(int)", self._onEncoder)
         ui.applyButton.connect("clicked(bool)", self._onApply)
         ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
+        ui.keepFilesCheckBox.connect("toggled(bool)", self._onKeepFiles)
         ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
         ui.deviceButton.connect("clicked(bool)", self._onDevice)
         ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
@@ -87,7 +88,7 @@ class Panel:
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
             self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
-            self.models.update()
+            self.models.followParameters()
             self.updateApply()
             self.review.update()
         finally:
@@ -182,6 +183,7 @@ class Panel:
             self.review.showAfter()
             if not self._device:
                 self._askDevice()
+            self._logic.channel.process.keep_files = node.keepFiles
             self._job = self._logic.start(request, self._onEvent, self._allowFolded)
         except FoundationRegError as error:
             self._setBusy(False)
@@ -222,6 +224,8 @@ class Panel:
         job, self._job = self._job, None
         self._setBusy(False)
         again, self._again = self._again, False
+        if job is not None and job.kept is not None:
+            self.log(_("The files of this run are in {folder}").format(folder=job.kept))
         if event["event"] == "done":
             self._takeResult(job.result)
         elif event["event"] == "cancelled":
@@ -266,6 +270,9 @@ class Panel:
         if self._job is not None:
             self._job.finish()
             self.say(_("Stopping here..."))
+
+    def _onKeepFiles(self, wanted: bool) -> None:
+        self._logic.channel.process.keep_files = wanted
 
     def _onPreview(self, wanted: bool) -> None:
         if self._job is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ...core.grid import Grid
@@ -78,16 +79,16 @@ def read_grid(node) -> tuple[np.ndarray, Grid] | None:
 def check_output_transform(node, fixed) -> None:
     """Raise `InputError` when ``node`` cannot take the result."""
     if node.IsA("vtkMRMLLinearTransformNode") or node.IsA("vtkMRMLBSplineTransformNode"):
-        raise InputError(
-            f"The output transform {node.GetName()!r} cannot hold a displacement field; create a new transform."
-        )
+        text = _("The output transform {name!r} cannot hold a displacement field; create a new transform.")
+        raise InputError(text.format(name=node.GetName()))
     parent = fixed.GetParentTransformNode()
     while parent is not None:
         if parent is node:
-            raise InputError(
-                f"The fixed volume {fixed.GetName()!r} lies under the output transform {node.GetName()!r}; "
-                "choose another output transform or move the volume out of it."
+            text = _(
+                "The fixed volume {fixed!r} lies under the output transform {name!r}; choose another output transform "
+                "or move the volume out of it."
             )
+            raise InputError(text.format(fixed=fixed.GetName(), name=node.GetName()))
         parent = parent.GetParentTransformNode()
 
 
