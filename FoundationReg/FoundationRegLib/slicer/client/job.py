@@ -332,8 +332,8 @@ class RegistrationJob:
             # The worker removes its folder when it ends: what is kept must lie beside it.
             self.kept = Path(tempfile.mkdtemp(prefix="foundationreg-report-", dir=folder.parent.parent)) / folder.name
             folder.rename(self.kept)
-            with contextlib.suppress(OSError):  # not empty: the worker lives
-                folder.parent.rmdir()
+            if self._channel.process.folder != folder.parent:  # that worker was ended, and left it for this
+                shutil.rmtree(folder.parent, ignore_errors=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
