@@ -1,5 +1,6 @@
 """`register` from images to result: known motions in mm, what comes with a result, and everything that stops it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -485,7 +486,7 @@ def test_too_little_memory_takes_a_coarser_grid_and_says_so(shifted_pair, monkey
         return deform(pair, *arguments)
 
     monkeypatch.setattr(pipeline, "deform", short)
-    monkeypatch.setattr(pipeline, "LEAST_VOXELS", 100)
+    monkeypatch.setattr(pipeline, "METHOD", dataclasses.replace(pipeline.METHOD, least_voxels=100))
     found = register(*shifted_pair, NOTHING.replace(finest_spacing_mm=0.0))
     assert len(sizes) == 3 and sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
     assert found.record["working_grid"]["spacing_mm"] > 1.4 * min(shifted_pair[0].GetSpacing())
