@@ -355,3 +355,21 @@ def demo(args: argparse.Namespace) -> None:
     from .demo import run
 
     run(Path(args.output))
+
+
+def batch(args: argparse.Namespace) -> None:
+    from ..cohort.commands import batch
+
+    batch(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    from ..cohort.commands import compare
+
+    compare(args)
+
+
+def sequence(args: argparse.Namespace) -> None:
+    from ..cohort.commands import sequence
+
+    sequence(args)

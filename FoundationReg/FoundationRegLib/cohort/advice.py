@@ -40,10 +40,10 @@ def advice(numbers: Numbers, settings: dict[str, dict]) -> str:
     elif baselines:
         against = numbers.compared(metric, best, baselines[0])
         if not _is_gain(metric, against):
-            cost = _seconds(numbers, baselines[0], best, pairs)
+            lead = f"its lead of {_difference(metric, against)} is {_why_no_gain(metric, against)}"
             return (
                 f"Use {baselines[0]}, MIND alone: {best} ranks first with {metric.title} {value}{start} on "
-                f"{_count(pairs)}, but its lead of {_difference(metric, against)} is {_why_no_gain(metric, against)}{cost}."
+                f"{_count(pairs)}, but {lead}{_seconds(numbers, baselines[0], best, pairs)}."
             )
         parts.append(f"{_difference(metric, against)} better than {baselines[0]}, MIND alone{_evidence(against)}")
     else:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.progress import Event, Progress
 from ..errors import Cancelled, FoundationRegError
-from ..progress import Event, Progress
 from .records import RESULT_FILE, Attempts, Layout, StagedFolder, described, own_models, read_finished, result_key
 from .results import failed_row, reason_of, row_of
 
@@ -84,10 +84,12 @@ def run_pair(job: PairJob, say: Callable[[dict], None] | None = None) -> list[di
     with _ONE_AT_A_TIME:
         inputs: dict[str, Any] = {}
         shared = _cache_for(job)
-        records = []
+        rows = []
         for n, variant in enumerate(job.variants):
-            records.append(_run_variant(job, variant, inputs, shared, _progress(job, n, say)))
-        return records
+            rows.append(_run_variant(job, variant, inputs, shared, _progress(job, n, say)))
+            if shared is not None:
+                shared.drop_own()
+        return rows
 
 
 def _run_variant(job: PairJob, variant: Variant, inputs: dict, shared, progress: Progress) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     except FileNotFoundError:
         raise InputError(f"The table of pairs {path} does not exist.") from None
     except OSError as error:
-        raise InputError(f"The table of pairs {path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+        raise InputError(
+            f"The table of pairs {path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from None
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import SimpleITK as sitk
 
-from .. import views
-from ..commands import plain, write_results
-from ..image import grid_of, read_image, read_transform, write_transform
-from ..preprocess import foreground_mask, intensity_kind
-from ..progress import Progress
-from ..registration import register
-from ..report import png_bytes
+from ..app.commands import plain, write_results
+from ..core.progress import Progress
+from ..images.conversion import grid_of
+from ..images.preprocessing import foreground_mask, intensity_kind
+from ..images.reading import read_image, read_transform
+from ..images.writing import write_transform
+from ..registration.pipeline import register
+from ..reporting import views
 from ..settings import Settings
 from .job import Options, limit_threads
+from .report import PICTURE
 
-PICTURE = "preview.png"
 # Points at which there and back again is measured.
 _CONSISTENCY_POINTS = 2000
 _GAP_PIXELS = 4
@@ -57,11 +60,18 @@ def register_into(
 
 def write_files(result, files: dict[str, str], folder: Path, keep: str, initial, progress: Progress) -> None:
     """The picture of every result, and what else is kept of it."""
-    (folder / PICTURE).write_bytes(png_bytes(picture(result, initial)))
+    (folder / PICTURE).write_bytes(_jpeg(picture(result, initial)))
     if keep == "transform":
         write_transform(result.transform, folder / "transform.h5")
     elif keep == "all":
         write_results(result, files["fixed"], files["moving"], folder, _Inside(folder), progress, initial)
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    values = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    matplotlib.image.imsave(stream, values, format="jpg", pil_kwargs={"quality": 88})
+    return stream.getvalue()
 
 
 class _Inside:
@@ -131,5 +141,3 @@ def inverse_consistency(result, files: dict[str, str], settings: Settings, progr
     there = ((indices >= 0) & (indices <= np.array(inside.shape) - 1)).all(axis=1)
     home = np.array([back.transform.TransformPoint(p) for p in gone[there].tolist()]).reshape(-1, 3)
     return float(np.linalg.norm(home - points[there], axis=1).mean()) if len(home) else float("nan")
-
-

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from .. import __version__
-from ..resources import resource_path
+from ..core.resources import resource_path
 from .advice import advice
 from .figures import distribution
 from .job import Variant
@@ -92,7 +92,10 @@ def _summary(numbers: Numbers, task: str | None) -> dict[str, Any]:
             means = [round(s[n].mean, metric.decimals) * metric.better for s in spreads.values() if s[n].count]
             own = spreads[variant][n]
             cells[n]["best"] = bool(
-                metric.better and own.count and len(means) > 1 and round(own.mean, metric.decimals) * metric.better == max(means)
+                metric.better
+                and own.count
+                and len(means) > 1
+                and round(own.mean, metric.decimals) * metric.better == max(means)
             )
         rows.append({"rank": rank, "name": variant, "cells": cells})
     return {"task": task, "pairs": len(numbers.common(task)), "metrics": metrics, "rows": rows}
@@ -117,7 +120,9 @@ def _test(comparison: Comparison) -> dict[str, Any]:
         "reference": comparison.reference,
         "count": comparison.count,
         "difference": f"{comparison.difference:+.{metric.decimals}f}",
-        "interval": f"{comparison.low:+.{metric.decimals}f} to {comparison.high:+.{metric.decimals}f}" if known else "–",
+        "interval": f"{comparison.low:+.{metric.decimals}f} to {comparison.high:+.{metric.decimals}f}"
+        if known
+        else "–",
         "p": _p(comparison.p),
         "p_holm": _p(comparison.p_holm),
         "clear": comparison.p_holm < 0.05,

@@ -16,7 +16,19 @@ from typing import Any
 from ..errors import FoundationRegError, InputError
 
 # What a row begins with, in the tables too. Numbers of the result follow.
-FACTS = ("id", "task", "variant", "status", "reason", "seconds", "cpu_seconds", "memory_gb", "host", "folder", "quality")
+FACTS = (
+    "id",
+    "task",
+    "variant",
+    "status",
+    "reason",
+    "seconds",
+    "cpu_seconds",
+    "memory_gb",
+    "host",
+    "folder",
+    "quality",
+)
 STAGES = ("before", "linear", "after")
 DICE_OF_LABEL = "dice_label_"
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -84,7 +96,7 @@ def _label_order(column: str) -> tuple:
 
 
 def write_tables(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write results.csv, results.parquet where pyarrow is there, and failures.csv; a whole file each, or the old one."""
+    """Write results.csv, results.parquet where pyarrow is there, and failures.csv, each as a whole or not at all."""
     columns = columns_of(rows)
     made = [write_csv(folder / "results.csv", columns, rows)]
     if importlib.util.find_spec("pyarrow") is not None:

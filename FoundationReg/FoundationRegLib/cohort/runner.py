@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def run_batch(
                 cancelled = _work(jobs, rows, state, layout, where, watch, stop, run)
         finally:
             cancel_file(layout.root, run).unlink(missing_ok=True)
+            shutil.rmtree(layout.attempts, ignore_errors=True)
             ordered = _ordered(rows, pairs, variants)
             write_tables(ordered, layout.root)
     return Outcome(ordered, found, cancelled, time.monotonic() - began)
@@ -157,10 +159,8 @@ def _work(jobs, rows, state: RunState, layout: Layout, where: Where, watch, stop
 
 def _try_to_write(rows: list[dict[str, Any]], root: Path) -> None:
     """Tables of a run under way; a disk that is full for a while must not end it."""
-    try:
+    with suppress(FoundationRegError):
         write_tables(rows, root)
-    except FoundationRegError:
-        pass
 
 
 def _finished_rows(pairs, variants, layout: Layout, options: Options) -> dict[tuple[str, str], dict[str, Any]]:
@@ -170,7 +170,12 @@ def _finished_rows(pairs, variants, layout: Layout, options: Options) -> dict[tu
             place = layout.result(pair.folder, variant.folder)
             record = read_finished(place, pair.files, variant.settings, options.produce)
             if record is not None and _has_files(place, options.keep):
-                rows[pair.id, variant.name] = {**row_of(record), "id": pair.id, "task": pair.task, "variant": variant.name}
+                rows[pair.id, variant.name] = {
+                    **row_of(record),
+                    "id": pair.id,
+                    "task": pair.task,
+                    "variant": variant.name,
+                }
     return rows
 
 

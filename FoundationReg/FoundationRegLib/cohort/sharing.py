@@ -1,4 +1,4 @@
-"""What runs share: in memory what variants of one pair have in common, and the encoders of a worker for its lifetime."""
+"""What runs share in memory: what variants of one pair have in common, and a worker's encoders for its lifetime."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import time
 from collections.abc import Hashable
 from pathlib import Path
 
-from ..cache import Cache
+from ..core.cache import Cache
 
 # Encoders stay from pair to pair, by the first part of their key.
 _LASTING = "encoder"
 _MOST_ENCODERS = 3
+# What another variant of the same pair can use; the rest takes much memory and is made for one variant alone.
+_COMMON = ("linear", "pair", "rasters")
 _encoders: dict[Hashable, tuple] = {}
 
 
@@ -21,8 +23,8 @@ class MeasuredCache(Cache):
     encoders are taken over from the worker's earlier pairs, at no cost.
     """
 
-    def __init__(self, limit: int = 32):
-        super().__init__(limit)
+    def __init__(self, limit: int = 32, store=None):
+        super().__init__(limit, store)
         self.saved = 0.0
         self._cost: dict[Hashable, float] = {}
 
@@ -37,6 +39,10 @@ class MeasuredCache(Cache):
         self._cost[key] = time.monotonic() - began + self.saved - saved
         return value
 
+    def drop_own(self) -> None:
+        """Forget what only the last variant could use."""
+        self._entries = {key: value for key, value in self._entries.items() if key[0] in _COMMON}
+
 
 def _encoder(key: Hashable, make):
     if key in _encoders:
@@ -50,9 +56,8 @@ def _encoder(key: Hashable, make):
 
 def cache_for(folder: Path | None, limit_gb: float) -> MeasuredCache:
     """A new cache for a pair; with ``folder``, features of images are kept there for other pairs."""
-    cache = MeasuredCache()
-    if folder is not None:
-        from ..features_store import FeatureStore
+    if folder is None:
+        return MeasuredCache()
+    from ..features.store import FeatureStore
 
-        cache.store = FeatureStore(folder, limit_gb)
-    return cache
+    return MeasuredCache(store=FeatureStore(folder, limit_gb))

@@ -183,13 +183,9 @@ class Numbers:
         order = self.ranking(task)
         made = []
         for metric in (m for m in self.metrics() if m.better):
-            found = [
-                self.compared(metric, one, other, task) for n, one in enumerate(order) for other in order[n + 1 :]
-            ]
+            found = [self.compared(metric, one, other, task) for n, one in enumerate(order) for other in order[n + 1 :]]
             corrected = holm([c.p for c in found])
-            made += [
-                Comparison(**{**vars(c), "p_holm": p}) for c, p in zip(found, corrected, strict=True) if c.count
-            ]
+            made += [Comparison(**{**vars(c), "p_holm": p}) for c, p in zip(found, corrected, strict=True) if c.count]
         return made
 
     def compared(self, metric: Metric, variant: str, reference: str, task: str | None = None) -> Comparison:
@@ -225,7 +221,9 @@ class Numbers:
         metric = self.primary()
         if metric is None:
             return []
-        known = [(value_of(row, metric.key) * metric.better, pair) for (v, pair), row in self._done.items() if v == variant]
+        known = [
+            (value_of(row, metric.key) * metric.better, pair) for (v, pair), row in self._done.items() if v == variant
+        ]
         return [pair for value, pair in sorted(item for item in known if not math.isnan(item[0]))][:count]
 
 

@@ -13,7 +13,21 @@ from .statistics import Comparison, Metric, Numbers, Spread
 ALL_TASKS = "all"
 # Starts of every registration, beside which each variant is told.
 BASELINES = {"_before": "as the images lie", "_linear": "linear part alone"}
-_SUMMARY = ("task", "variant", "metric", "unit", "pairs", "mean", "sd", "ci_low", "ci_high", "median", "q1", "q3", "worst")
+_SUMMARY = (
+    "task",
+    "variant",
+    "metric",
+    "unit",
+    "pairs",
+    "mean",
+    "sd",
+    "ci_low",
+    "ci_high",
+    "median",
+    "q1",
+    "q3",
+    "worst",
+)
 _TESTS = ("task", "metric", "variant", "reference", "pairs", "difference", "ci_low", "ci_high", "p", "p_holm")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -11,6 +11,8 @@ from .job import Variant
 from .pairs import folder_name
 
 MIND = "mind"
+# Among lists of encoders: that of the preset.
+PRESETS_OWN = "preset"
 # Of a foundation encoder beside MIND, as in the default preset.
 _BESIDE_MIND = 0.15
 
@@ -18,13 +20,16 @@ _BESIDE_MIND = 0.15
 def chosen_variants(
     presets: Sequence[str] = (), encoders: Sequence[str] = (), changes: dict[str, Any] | None = None
 ) -> list[Variant]:
-    """Each of ``presets`` with each of ``encoders`` (lists such as ``mind`` or ``medsam-lite=0.15,mind``), and
-    ``changes`` of settings to all of them. Raises `InputError` for what is not known or given twice."""
+    """Each of ``presets`` with each of ``encoders``, and ``changes`` of settings to all of them.
+
+    ``encoders`` are lists such as ``mind`` or ``medsam-lite=0.15,mind``; ``preset`` stands for the preset's own.
+    Raises `InputError` for what is not known or given twice.
+    """
     presets, changes = list(presets) or ["default"], changes or {}
     made = []
     for preset in presets:
-        for encoder in encoders or [None]:
-            own = {"encoders": encoder} if encoder else {}
+        for encoder in encoders or [PRESETS_OWN]:
+            own = {} if encoder == PRESETS_OWN else {"encoders": encoder}
             name = _name(preset, encoder, len(presets))
             made.append(variant(name, Settings.from_preset(preset, **{**changes, **own})))
     for n, one in enumerate(made):
@@ -34,9 +39,9 @@ def chosen_variants(
     return made
 
 
-def _name(preset: str, encoder: str | None, presets: int) -> str:
+def _name(preset: str, encoder: str, presets: int) -> str:
     preset = preset.removesuffix(".json")
-    if encoder is None:
+    if encoder == PRESETS_OWN:
         return preset
     return encoder if presets == 1 and preset == "default" else f"{preset} with {encoder}"
 
@@ -47,11 +52,11 @@ def variant(name: str, settings: Settings) -> Variant:
 
 def every_variant(changes: dict[str, Any] | None = None) -> list[Variant]:
     """MIND alone first, every installed encoder alone and beside MIND, and every preset that differs from these."""
-    from .. import weights
-    from ..encoders import catalogue
+    from ..weights import store
+    from ..weights.catalogue import catalogue
 
     changes = changes or {}
-    ready = [item.id for item in catalogue().values() if item.family != "mind" and weights.status(item)["ready"]]
+    ready = [item.id for item in catalogue().values() if item.family != "mind" and store.status(item)["ready"]]
     lists = [MIND, *(text for id in ready for text in (id, f"{id}={_BESIDE_MIND},{MIND}"))]
     candidates = [(text, Settings.from_preset("default", **{**changes, "encoders": text})) for text in lists]
     candidates += [(f"preset {name}", Settings.from_preset(name, **changes)) for name in preset_names()]

@@ -122,6 +122,7 @@ class _Levels:
                     (pair.fixed, pair.moving), bodies, pair.grid, encoder, settings.pca_components, plane,
                     slice_gap_mm=settings.slice_gap_mm, pixels=settings.encoder_pixels, subtract_empty=True,
                     box=foreground_box(bodies, pair.grid), memory_gb=settings.memory_gb, progress=self.progress,
+                    store=self.cache.store, label=str(chosen),
                 )  # fmt: skip
                 parts.append(made)
         both = parts[0] if len(parts) == 1 else tuple(self._joined(sides) for sides in zip(*parts, strict=True))
