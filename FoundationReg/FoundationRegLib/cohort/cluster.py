@@ -275,8 +275,8 @@ def _local_cluster(where: Where, jobs: int):
     cards = graphics_cards(where.device)
     count, memory_gb = workers_on_this_machine(where, jobs, cards)
     cluster = LocalCluster(
-        n_workers=0, threads_per_worker=1, memory_limit=int(memory_gb * 1e9), dashboard_address=None,
-        security=_encrypted(), silence_logs="CRITICAL",
+        n_workers=0, threads_per_worker=1, memory_limit=int(memory_gb * 1e9), security=_encrypted(),
+        dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, silence_logs="CRITICAL",
     )  # fmt: skip
     with cluster:
         specification = cluster.new_spec
@@ -326,7 +326,7 @@ def _slurm_cluster(options_file: str, root: Path):
         "security": _encrypted(),
         "shared_temp_directory": str(folder),
         "log_directory": str(folder / "logs"),
-        "scheduler_options": {"dashboard_address": None, "dashboard": False},
+        "scheduler_options": {"dashboard_address": "127.0.0.1:0", "dashboard": False},
         "job_script_prologue": ["export OMP_WAIT_POLICY=PASSIVE"],
     }
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import hashlib
 import io
 import os
@@ -58,9 +59,9 @@ class CohortPair:
 def folder_name(name: str) -> str:
     """``name`` as the name of a folder on every system, unchanged where it can be one."""
     safe = re.sub(r"[^\w.+,=@ -]", "_", name).strip(" .")[:_LONGEST_NAME]
-    if safe == name and not _RESERVED.fullmatch(safe):
+    if safe and safe == name and not _RESERVED.fullmatch(safe):
         return name
-    return f"{safe or 'pair'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"pair-{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def read_pairs(path: str | Path, root: str | Path | None = None, must_exist: bool = True) -> list[CohortPair]:
@@ -83,7 +84,7 @@ def read_pairs(path: str | Path, root: str | Path | None = None, must_exist: boo
         raise InputError(f"The folder {root} that paths in {path.name} start from does not exist.")
     width = max(4, len(str(len(rows))))
     pairs = [
-        _pair(path, header, row, cells, f"{n:0{width}d}", root) for n, (row, cells) in enumerate(rows[1:], start=1)
+        _pair(path, header, row, cells, f"{n:0{width}d}", str(root)) for n, (row, cells) in enumerate(rows[1:], start=1)
     ]
     if not pairs:
         raise InputError(f"{path} has a header but no pairs.")
@@ -156,7 +157,7 @@ def _known_name(cell: str) -> str:
     return _SIDES[side] + _KINDS[kind] if side in _SIDES and kind in _KINDS else cell
 
 
-def _pair(path: Path, header: list[str], row: int, cells: list[str], number: str, root: Path) -> CohortPair:
+def _pair(path: Path, header: list[str], row: int, cells: list[str], number: str, root: str) -> CohortPair:
     if len(cells) > len(header) and any(cells[len(header) :]):
         raise InputError(
             f"{path}, row {row}: there are {len(cells)} cells for {len(header)} columns; put paths that hold the "
@@ -170,13 +171,14 @@ def _pair(path: Path, header: list[str], row: int, cells: list[str], number: str
         if bool(values.get(one)) != bool(values.get(other)):
             empty = other if values.get(one) else one
             raise InputError(f"{path}, row {row}, column {empty}: the cell is empty, but the other side has a file.")
-    files = {name: str(_absolute(values[name], root)) for name in FILES if values.get(name)}
+    files = {name: _absolute(values[name], root) for name in FILES if values.get(name)}
     facts = {name: value for name, value in values.items() if name not in COLUMNS and name and value}
     return CohortPair(values.get("id") or number, files, values.get("task", ""), row, facts)
 
 
-def _absolute(text: str, root: Path) -> Path:
-    return Path(os.path.normpath(root / Path(text).expanduser()))
+@functools.lru_cache(maxsize=1024)
+def _absolute(text: str, root: str) -> str:
+    return os.path.normpath(os.path.join(root, os.path.expanduser(text)))
 
 
 def _require_distinct(path: Path, pairs: Iterable[CohortPair]) -> None:

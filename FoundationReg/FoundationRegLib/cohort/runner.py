@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 import time
 import uuid
 from collections import Counter
@@ -111,7 +110,7 @@ def run_batch(
                 cancelled = _work(jobs, rows, state, layout, where, watch, stop, run)
         finally:
             cancel_file(layout.root, run).unlink(missing_ok=True)
-            shutil.rmtree(layout.attempts, ignore_errors=True)
+            remove_leftovers(layout)
             ordered = _ordered(rows, pairs, variants)
             write_tables(ordered, layout.root)
     return Outcome(ordered, found, cancelled, time.monotonic() - began)
