@@ -130,6 +130,7 @@ def test_slurm_jobs_are_submitted_with_the_files_options(tmp_path, monkeypatch):
 
 def test_clusters_that_cannot_be_used_are_told_at_once(tmp_path, monkeypatch):
     table = write_table(tmp_path, {"a": "one"})
+    monkeypatch.setattr(cluster, "_CONNECTED_WITHIN_SECONDS", 1.0)
     with pytest.raises(InputError, match="cannot be reached"):
         run(table, tmp_path / "out", Where(scheduler="tcp://127.0.0.1:1"))
     with pytest.raises(InputError, match="not both"):

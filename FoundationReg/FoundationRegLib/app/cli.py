@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from .. import __version__
-from ..cohort.arguments import add_commands as add_cohort_commands
 from ..errors import FoundationRegError, InputError, OutOfMemory
+from .batch_arguments import add_commands as add_batch_commands
 
 CANCELLED = 130
 MEMORY_HINT = "try --preset fast, a larger --set finest_spacing_mm=3 or --device cpu, or crop the images"
@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encoders(commands)
     _add_presets(commands)
     _add_demo(commands)
-    add_cohort_commands(commands)
+    add_batch_commands(commands)
     return parser
 
 

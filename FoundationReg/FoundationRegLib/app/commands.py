@@ -358,18 +358,18 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def batch(args: argparse.Namespace) -> None:
-    from ..cohort.commands import batch
+    from .batch_commands import batch
 
     batch(args)
 
 
 def compare(args: argparse.Namespace) -> None:
-    from ..cohort.commands import compare
+    from .batch_commands import compare
 
     compare(args)
 
 
 def sequence(args: argparse.Namespace) -> None:
-    from ..cohort.commands import sequence
+    from .batch_commands import sequence
 
     sequence(args)

@@ -27,7 +27,7 @@ from .results import failed_rows, reason_of
 USUAL_GB = 4.0
 # Of the machine's memory, what workers may have together.
 _MEMORY_SHARE = 0.9
-_WORKERS_WITHIN_SECONDS = 60.0
+_WORKERS_WITHIN_SECONDS, _CONNECTED_WITHIN_SECONDS = 60.0, 15.0
 _ASK_EVERY_SECONDS = 0.3
 # After a cancel, workers have so long to come to their next step; then they are left or ended.
 _CANCELLED_WITHIN_SECONDS = 15.0
@@ -304,7 +304,7 @@ def _running_cluster(address: str):
     file = Path(address).expanduser()
     try:
         given = {"scheduler_file": str(file)} if file.is_file() else {"address": address}
-        client = Client(**given, timeout=15)
+        client = Client(**given, timeout=_CONNECTED_WITHIN_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"The Dask scheduler {address} cannot be reached: {reason}.") from None

@@ -19,7 +19,7 @@ from ..errors import Cancelled, FoundationRegError
 from .records import RESULT_FILE, Attempts, Layout, StagedFolder, described, own_models, read_finished, result_key
 from .results import failed_row, reason_of, row_of
 
-REGISTER = "FoundationRegLib.cohort.registering:register_into"
+REGISTER = "FoundationRegLib.app.batch_result:register_into"
 MOST_DEATHS = 2
 # Seconds between two words of a worker on how far it is.
 _SAY_EVERY = 2.0

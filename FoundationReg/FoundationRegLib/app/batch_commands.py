@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cohort.cluster import Where
+from ..cohort.job import Options, Variant
+from ..cohort.pairs import EXTRAS, CohortPair, read_pairs
+from ..cohort.runner import Outcome, SomeFailed, run_batch
+from ..cohort.variants import chosen_variants, every_variant, require_encoders
 from ..errors import Cancelled, InputError
-from .cluster import Where
-from .job import Options, Variant
-from .pairs import EXTRAS, CohortPair, read_pairs
-from .runner import Outcome, SomeFailed, run_batch
-from .variants import chosen_variants, every_variant, require_encoders
 
 
 def batch(args: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def sequence(args: argparse.Namespace) -> None:
-    from .sequence import Sequence4D, assemble
+    from ..cohort.sequence import Sequence4D, assemble
 
     frames = Sequence4D.read(args.input)
     frames.require_frame(args.frame)
@@ -80,10 +80,10 @@ def run(
     args: argparse.Namespace, pairs: Sequence[CohortPair], variants: Sequence[Variant], backwards: bool = False
 ) -> Outcome:
     """Check what is needed, then register all, with progress on the console."""
-    from ..app.batch_console import batch_progress
-    from ..app.commands import require_encoders as fetch_encoders
     from ..registration.pipeline import choose_device
     from ..settings import Settings
+    from .batch_console import batch_progress
+    from .commands import require_encoders as fetch_encoders
 
     if args.workers is not None and args.workers < 0:
         raise InputError(f"--workers must not be negative, not {args.workers}.")
@@ -109,11 +109,11 @@ def finish(
 
     Raises `Cancelled` after a cancel and `SomeFailed` when results are missing.
     """
-    from ..app.batch_console import print_outcome
-    from .advice import advice
-    from .report import write_report
-    from .statistics import Numbers
-    from .tables import write_summaries
+    from ..cohort.advice import advice
+    from ..cohort.report import write_report
+    from ..cohort.statistics import Numbers
+    from ..cohort.tables import write_summaries
+    from .batch_console import print_outcome
 
     root = Path(args.output).expanduser().absolute()
     if outcome.cancelled:

@@ -10,7 +10,8 @@ import matplotlib.image
 import numpy as np
 import SimpleITK as sitk
 
-from ..app.commands import plain, write_results
+from ..cohort.job import Options, limit_threads
+from ..cohort.report import PICTURE
 from ..core.progress import Progress
 from ..images.conversion import grid_of
 from ..images.preprocessing import foreground_mask, intensity_kind
@@ -19,8 +20,7 @@ from ..images.writing import write_transform
 from ..registration.pipeline import register
 from ..reporting import views
 from ..settings import Settings
-from .job import Options, limit_threads
-from .report import PICTURE
+from .commands import plain, write_results
 
 # Points at which there and back again is measured.
 _CONSISTENCY_POINTS = 2000
