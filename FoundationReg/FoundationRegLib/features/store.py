@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,8 @@ class FeatureStore:
             save_file(parts, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError):
-            pass
-        finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / (key + _SUFFIX)
