@@ -49,7 +49,11 @@ def produce(files, settings, options, folder, progress, cache):
             progress.update(n / 4)
     dice = dice_of(text, settings["smoothness"])
     after = {"dice": dice, "dice_per_label": {"1": dice, "2": dice / 2}, "folded_percent": 0.0}
-    return {"metrics": {"before": {"dice": 0.5}, "linear": {"dice": 0.6}, "after": after}, "quality": "Fine.", "warnings": []}
+    return {
+        "metrics": {"before": {"dice": 0.5}, "linear": {"dice": 0.6}, "after": after},
+        "quality": "Fine.",
+        "warnings": [],
+    }
 
 
 def write_table(folder: Path, texts: dict[str, str], **columns: dict[str, str]) -> Path:

@@ -19,7 +19,15 @@ from scipy import stats
 
 def row(id, variant, task="", **numbers):
     folder = f"{id}/{variant}"
-    return {"id": id, "task": task, "variant": variant, "status": "done", "folder": folder, "quality": "Fine.", **numbers}
+    return {
+        "id": id,
+        "task": task,
+        "variant": variant,
+        "status": "done",
+        "folder": folder,
+        "quality": "Fine.",
+        **numbers,
+    }
 
 
 def failed(id, variant):

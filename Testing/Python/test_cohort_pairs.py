@@ -59,7 +59,9 @@ def test_relative_paths_can_start_elsewhere_and_home_is_known(folder, tmp_path_f
 
 
 def test_the_studys_header_is_understood(folder):
-    path = write(folder, "mov_volume,fix_volume,mov_label,fix_label\nmoving.nii.gz,fixed.nii.gz,labels.nii.gz,labels.nii.gz\n")
+    path = write(
+        folder, "mov_volume,fix_volume,mov_label,fix_label\nmoving.nii.gz,fixed.nii.gz,labels.nii.gz,labels.nii.gz\n"
+    )
     (pair,) = read_pairs(path)
     assert pair.files["fixed"].endswith("fixed.nii.gz") and pair.files["moving"].endswith("moving.nii.gz")
     assert pair.files["moving_labels"].endswith("labels.nii.gz") and pair.id == "0001"
@@ -86,7 +88,9 @@ def test_wrong_headers(folder):
     refused(folder / "absent.csv", "does not exist")
     refused(write(folder, ""), "is empty")
     refused(write(folder, "fixed,moving\n\n"), "no pairs")
-    refused(write(folder, "image1,image2\na,b\n"), "row 1", "no column fixed and no column moving", "'image1', 'image2'")
+    refused(
+        write(folder, "image1,image2\na,b\n"), "row 1", "no column fixed and no column moving", "'image1', 'image2'"
+    )
     refused(write(folder, "fixed,fix_volume,moving\n"), "row 1", "two columns mean fixed", "'fix_volume'")
     refused(write(folder, "fixed,moving,fixed_label,moving_lables\n"), "'moving_lables'", "moving_labels")
     refused(write(folder, "fixed,moving,fixed_labels\n"), "row 1", "fixed_labels", "moving_labels")
@@ -99,8 +103,14 @@ def test_wrong_rows(folder):
     good = "a,fixed.nii.gz,moving.nii.gz,,\n"
     refused(write(folder, head + good + "b,fixed.nii.gz,,,\n"), "row 3", "column moving", "empty")
     refused(write(folder, head + good + "b,fixed.nii.gz\n"), "row 3", "column moving", "empty")
-    refused(write(folder, head + good + "b,fixed.nii.gz,other.nii.gz,labels.nii.gz,\n"), "row 3", "column moving_labels")
-    refused(write(folder, head + good + "b,fixed.nii.gz,other,1.nii.gz,labels.nii.gz,labels.nii.gz\n"), "row 3", "6 cells for 5 columns")
+    refused(
+        write(folder, head + good + "b,fixed.nii.gz,other.nii.gz,labels.nii.gz,\n"), "row 3", "column moving_labels"
+    )
+    refused(
+        write(folder, head + good + "b,fixed.nii.gz,other,1.nii.gz,labels.nii.gz,labels.nii.gz\n"),
+        "row 3",
+        "6 cells for 5 columns",
+    )
     refused(write(folder, head + good + "\nA,fixed.nii.gz,other.nii.gz,,\n"), "row 4", "column id", "'A'", "row 2")
     refused(write(folder, head + good + "b,fixed.nii.gz,moving.nii.gz,,\n"), "row 3", "same pair", "row 2")
     missing = write(folder, head + good + "b,fixed.nii.gz,gone.nii.gz,,\nc,lost.nii.gz,moving.nii.gz,,\n")

@@ -120,7 +120,9 @@ def test_one_bad_pair_stops_nothing_and_its_reason_is_told(tmp_path):
 
 
 def program(table, output, *more, **environment):
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[2] / "FoundationReg"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join(
+        [str(HERE.parent), str(HERE.parents[2] / "FoundationReg"), os.environ.get("PYTHONPATH", "")]
+    )
     command = [sys.executable, str(HERE.with_name("fake_produce.py")), str(table), str(output), *map(str, more)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths, **environment})
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from ..evaluation.titles import FOLDED_LIMIT_PERCENT
 from .statistics import LEAST_FOR_TEST, Comparison, Metric, Numbers
 
-_FOLDING_PERCENT = 0.05
 _SIGNIFICANT = 0.05
 
 
@@ -51,7 +51,7 @@ def advice(numbers: Numbers, settings: dict[str, dict]) -> str:
     if metric.key == "nmi":
         parts.append("without labels or points only the images' similarity speaks, which is no proof of right anatomy")
     folded = numbers.values(best, "folded_percent", pairs)
-    if np.isfinite(folded).any() and np.nanmean(folded) > _FOLDING_PERCENT:
+    if np.isfinite(folded).any() and np.nanmean(folded) > FOLDED_LIMIT_PERCENT:
         parts.append(f"{np.nanmean(folded):.2f} % of its voxels fold, so volumes there cannot be trusted")
     return "; ".join(parts) + "."
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import SimpleITK as sitk
 
+from ..core.formats import IMAGE_SUFFIXES, suffix_of
 from ..errors import InputError
-from ..images.reading import IMAGE_SUFFIXES, read_transform, suffix_of
+from ..images.reading import read_transform
 from ..images.resampling import warp
 from ..images.writing import write_image, write_transform
 from .pairs import CohortPair
