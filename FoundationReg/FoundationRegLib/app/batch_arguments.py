@@ -95,6 +95,9 @@ def _add_variants(parser: argparse.ArgumentParser) -> None:
         help="such as mind or medsam-lite=0.15,mind; preset means the preset's own; repeat for several",
     )
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all; repeatable")
+    group.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="leave this one out when all are compared"
+    )
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ def batch(args: argparse.Namespace) -> None:
     pairs = read_pairs(args.pairs, args.root, must_exist=not args.skip_missing)
     if args.all_encoders and (args.preset or args.encoder):
         raise InputError("--all-encoders takes all of them; leave --preset and --encoder out.")
-    variants = every_variant(changes_of(args)) if args.all_encoders else variants_of(args)
+    variants = every_variant(changes_of(args), args.without) if args.all_encoders else variants_of(args)
     outcome = run(args, pairs, variants, backwards=args.inverse_consistency)
     finish(args, outcome, variants, Path(args.pairs).stem)
 
@@ -31,7 +31,7 @@ def compare(args: argparse.Namespace) -> None:
         if (f"fixed_{what}" in files) != (f"moving_{what}" in files):
             raise InputError(f"To measure with {what}, give --fixed-{what} and --moving-{what}.")
     given = args.preset or args.encoder
-    variants = variants_of(args) if given else every_variant(changes_of(args))
+    variants = variants_of(args) if given else every_variant(changes_of(args), args.without)
     backwards = args.inverse_consistency
     if backwards is None:
         backwards = "fixed_labels" not in files and "fixed_points" not in files

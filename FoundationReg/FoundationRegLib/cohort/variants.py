@@ -50,8 +50,11 @@ def variant(name: str, settings: Settings) -> Variant:
     return Variant(name, folder_name(name.replace("/", "_")), settings.to_dict())
 
 
-def every_variant(changes: dict[str, Any] | None = None) -> list[Variant]:
-    """MIND alone first, every installed encoder alone and beside MIND, and every preset that differs from these."""
+def every_variant(changes: dict[str, Any] | None = None, without: Sequence[str] = ()) -> list[Variant]:
+    """MIND alone first, every installed encoder alone and beside MIND, and every preset that differs from these.
+
+    ``without``: names to leave out, such as ``preset study``. Raises `InputError` for one that there is not.
+    """
     from ..weights import store
     from ..weights.catalogue import catalogue
 
@@ -73,7 +76,11 @@ def every_variant(changes: dict[str, Any] | None = None) -> list[Variant]:
             continue
         seen[essence] = len(made)
         made.append(variant(name, settings))
-    return made
+    names = [one.name for one in made]
+    for name in without:
+        if name not in names:
+            raise InputError(f"There is no {name!r} to leave out; there are: {', '.join(names)}.")
+    return [one for one in made if one.name not in without]
 
 
 def require_encoders(variants: Sequence[Variant]) -> None:
