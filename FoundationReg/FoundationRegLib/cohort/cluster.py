@@ -11,6 +11,7 @@ import json
 import math
 import os
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,12 +28,15 @@ from .results import failed_rows, reason_of
 USUAL_GB = 4.0
 # Of the machine's memory, what workers may have together.
 _MEMORY_SHARE = 0.9
-_WORKERS_WITHIN_SECONDS, _CONNECTED_WITHIN_SECONDS = 60.0, 15.0
-_ASK_EVERY_SECONDS = 0.3
+# How long a scheduler may take to answer, a running cluster to have a worker, and workers of our own to start.
+_CONNECTED_WITHIN_SECONDS, _RUNNING_WITHIN_SECONDS, _LOCAL_WITHIN_SECONDS = 15.0, 60.0, 300.0
+_ASK_EVERY_SECONDS, _COUNT_EVERY_SECONDS = 0.3, 2.0
 # After a cancel, workers have so long to come to their next step; then they are left or ended.
 _CANCELLED_WITHIN_SECONDS = 15.0
 # Dask tries a pair again by itself; more than so many times it is not handed over anew.
 _MOST_HANDOVERS = 4
+# Where Linux shows that there is a card (also in its Windows subsystem): torch need not be loaded to see that none is.
+_CUDA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 _NEEDS_EXTRA = "needs dask.distributed: install FoundationReg with `pip install foundationreg[batch]`"
 # Registering is not what Dask's memory management was made for: nothing may be spilled or paused, only ended.
 _WORKER_CONFIG = {
@@ -42,6 +46,8 @@ _WORKER_CONFIG = {
     "distributed.worker.memory.terminate": 0.95,
     # A long step of ITK keeps a worker from answering; one that is gone is noticed by its closed connection.
     "distributed.scheduler.worker-ttl": None,
+    # Many workers that start at once, from a slow disk or on a busy machine, need their time.
+    "distributed.comm.timeouts.connect": "120s",
 }
 
 Rows = list[dict[str, Any]]
@@ -68,8 +74,11 @@ def has_distributed() -> bool:
 
 
 @contextmanager
-def open_executor(where: Where, jobs: int, root: Path):
-    """The executor for ``jobs`` pairs, closed at the end. Raises `InputError` when the cluster cannot be reached."""
+def open_executor(where: Where, jobs: int, root: Path, stop: Callable[[], bool] = lambda: False):
+    """The executor for ``jobs`` pairs, closed at the end.
+
+    Raises `InputError` when the cluster cannot be reached, `Cancelled` when ``stop`` says so before there is a worker.
+    """
     if where.scheduler and where.slurm:
         raise InputError("Give either --scheduler or --slurm, not both.")
     if (where.scheduler or where.slurm or where.workers) and not has_distributed():
@@ -83,12 +92,15 @@ def open_executor(where: Where, jobs: int, root: Path):
     with dask.config.set(_WORKER_CONFIG):
         if where.scheduler:
             with _running_cluster(where.scheduler) as client:
+                _wait_for_workers(client, _RUNNING_WITHIN_SECONDS, stop)
                 yield DaskExecutor(client)
             return
         with _slurm_cluster(where.slurm, root) if where.slurm else _local_cluster(where, jobs) as cluster:
             from distributed import Client
 
             with Client(cluster) as client:
+                # Jobs of Slurm may stand in a queue for days.
+                _wait_for_workers(client, math.inf if where.slurm else _LOCAL_WITHIN_SECONDS, stop)
                 yield DaskExecutor(client)
 
 
@@ -114,7 +126,6 @@ class DaskExecutor:
 
     def __init__(self, client):
         self._client = client
-        _require_workers(client)
 
     @property
     def memory_gb(self) -> float:
@@ -150,11 +161,11 @@ class DaskExecutor:
                     deadline = min(deadline, time.monotonic() + _CANCELLED_WITHIN_SECONDS)
                 if (not running and (ended or stop())) or time.monotonic() > deadline:
                     return
+                if time.monotonic() - asked > _COUNT_EVERY_SECONDS:
+                    slots, asked = self.slots, time.monotonic()
                 try:
                     future = done.get(timeout=_ASK_EVERY_SECONDS)
                 except queue.Empty:
-                    if time.monotonic() - asked > 2:
-                        slots, asked = self.slots, time.monotonic()
                     continue
                 job, handovers = running.pop(future)
                 rows = self._rows(future, job, handovers, running, done)
@@ -205,18 +216,20 @@ def topic_of(run: str) -> str:
     return f"foundationreg-{run}"
 
 
-def _require_workers(client) -> None:
+def _wait_for_workers(client, seconds: float, stop: Callable[[], bool]) -> None:
     """Wait for a first worker, and raise `InputError` where workers lack this very package."""
-    from distributed import TimeoutError as NoWorkers
-
+    deadline = time.monotonic() + seconds
+    while not client.scheduler_info(n_workers=-1)["workers"]:
+        if stop():
+            raise Cancelled("Stopped before a worker was there.")
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"No worker of the cluster answered within {seconds:.0f} seconds; start workers first, "
+                "or look at what they say."
+            )
+        time.sleep(_ASK_EVERY_SECONDS)
     try:
-        client.wait_for_workers(1, timeout=_WORKERS_WITHIN_SECONDS)
         versions = client.run(_version)
-    except (NoWorkers, TimeoutError):
-        raise InputError(
-            f"No worker of the cluster answered within {_WORKERS_WITHIN_SECONDS:.0f} seconds; "
-            "start workers first, or look at the queue."
-        ) from None
     except (ImportError, AttributeError):
         raise InputError(
             "The workers of the cluster lack this version of FoundationReg; install the same one there."
@@ -242,7 +255,7 @@ def machine_memory_gb() -> float:
 
 def graphics_cards(device: str) -> int:
     """Cards that a run on ``device`` may use. CUDA is not started, since workers could not use it then."""
-    if device not in ("auto", "cuda"):
+    if device not in ("auto", "cuda") or (sys.platform == "linux" and not any(map(os.path.exists, _CUDA_DEVICES))):
         return 0
     import torch
 

@@ -137,7 +137,7 @@ def _work(jobs, rows, state: RunState, layout: Layout, where: Where, watch, stop
             watch(state)
 
     pause, written = _WRITE_EVERY_SECONDS, time.monotonic()
-    with open_executor(where, len(jobs), layout.root) as executor:
+    with open_executor(where, len(jobs), layout.root, stopping) as executor:
         state.started = time.monotonic()
         jobs = [replace(job, options=replace(job.options, memory_gb=executor.memory_gb)) for job in jobs]
         for job, made in executor.results(jobs, say, stopping):
