@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.images import headers
+from FoundationRegLib.images import contents
 from FoundationRegLib.images.headers import check_header
 
 NOISE = np.random.default_rng(3).random((16, 14, 12)).astype(np.float32)
@@ -98,7 +98,7 @@ def test_nifti_fields_that_cannot_be_are_named(image, changes, words):
 
 
 def test_a_small_file_that_promises_much_is_refused_at_once(image, monkeypatch):
-    monkeypatch.setattr(headers, "total_memory", lambda: 0)
+    monkeypatch.setattr(contents, "total_memory", lambda: 0)
     path, content = image("a.nii.gz", np.zeros((64, 64, 64), np.uint8))
     content = gzip.compress(patched(gzip.decompress(content), *[(n, "h", 2000) for n in (42, 44, 46)]))
     assert "promises 8,000,000,000 bytes" in refusal(path, content)

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from ..errors import InputError
 from ..progress import Progress
-from .headers import SPACING_LIMITS_MM, require_regular
+from .contents import SPACING_LIMITS_MM, require_regular
 from .native import quiet, readable
 
 # Files that lie beside DICOM images by custom.
@@ -93,9 +93,9 @@ def read_slice(path: Path) -> Slice | None:
         require_regular(path, "")
         with open(path, "rb") as file:
             begins = file.read(132)
-        if begins[128:] != b"DICM" and path.suffix.lower() not in ("", ".dcm", ".ima", ".dic", ".img"):
-            if not path.suffix[1:].isdigit():
-                return None
+        named = path.suffix.lower() in ("", ".dcm", ".ima", ".dic", ".img") or path.suffix[1:].isdigit()
+        if begins[128:] != b"DICM" and not named:
+            return None
         with quiet(), readable(path) as place:
             reader = sitk.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
@@ -146,7 +146,7 @@ def _one_file(slice_: Slice, name: str, warnings: list[str]) -> sitk.Image:
         raise InputError(f"{name} holds a DICOM series of a single slice; at least four are needed.")
     image = _pixels(slice_, name)
     warnings.append(
-        f"{name} is one DICOM file of {slice_.frames} frames; check that they are {image.GetSpacing()[-1]:.3g} mm apart."
+        f"{name} is one DICOM file of {slice_.frames} frames; check their distance of {image.GetSpacing()[-1]:.3g} mm."
     )
     return image
 
@@ -174,11 +174,9 @@ def _one_orientation(slices: list[Slice], name: str, warnings: list[str]) -> lis
     groups: list[list[Slice]] = []
     for one in slices:
         for group in groups:
-            first = group[0]
-            if first.size == one.size and np.allclose(first.axes, one.axes, atol=2e-3):
-                if np.allclose(first.spacing, one.spacing, rtol=1e-3):
-                    group.append(one)
-                    break
+            if _agree(group[0], one):
+                group.append(one)
+                break
         else:
             groups.append([one])
     chosen = max(groups, key=len)
@@ -195,6 +193,15 @@ def _one_orientation(slices: list[Slice], name: str, warnings: list[str]) -> lis
     if not all(low <= s <= high for s in chosen[0].spacing):
         raise InputError(f"{name} holds a DICOM series with pixels of {chosen[0].spacing[0]:g} mm, which cannot be.")
     return chosen
+
+
+def _agree(one: Slice, other: Slice) -> bool:
+    """Whether both have the same size, pixel spacing and orientation."""
+    return (
+        one.size == other.size
+        and np.allclose(one.axes, other.axes, atol=2e-3)
+        and np.allclose(one.spacing, other.spacing, rtol=1e-3)
+    )
 
 
 def _volume(slices: list[Slice], name: str, warnings: list[str], progress: Progress) -> sitk.Image:
