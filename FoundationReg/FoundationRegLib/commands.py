@@ -112,13 +112,14 @@ def agree_to_run(path: Path, trusted: bool) -> None:
     path = consent.checked(path)
     if consent.is_trusted(path):
         return
-    question = consent.question(path)
+    shown = consent.digest(path)
+    question = consent.question(path, shown)
     if not trusted:
         if not sys.stdin.isatty():
             raise InputError(f"{question} If you trust where it comes from, add --trust-model.")
         if not said_yes(f"{question}\nDo you trust where it comes from, and may it run? [y/N] "):
             raise InputError(f"{path} was not run.")
-    consent.trust(path)
+    consent.trust(path, shown)
 
 
 def said_yes(question: str) -> bool:

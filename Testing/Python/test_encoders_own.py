@@ -233,3 +233,27 @@ def test_a_folder_that_is_called_like_an_encoder_does_not_replace_it(tmp_path, m
     assert load_encoder("mind").channels == 6
     with pytest.raises(InputError, match="There is no encoder"):
         load_encoder("no/such/model.pt")
+
+
+def test_trust_is_for_the_content_that_was_shown(tmp_path, folder):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"harmless")
+    shown = consent.digest(path)
+    assert shown[:12] in consent.question(path, shown)
+    path.write_bytes(b"exchanged while the question stood")
+    assert consent.trust(path, shown) == shown
+    assert not consent.is_trusted(path)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"a": {"file": 3}}', "[" * 100_000, "\udcff", '{"a": {}}', "null"])
+def test_a_malformed_list_of_trusted_files_stops_nothing_but_itself(tmp_path, folder, text):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"x")
+    consent._given.clear()
+    folder.mkdir(exist_ok=True)
+    (folder / consent.FILE).write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert not consent.is_trusted(path)
+    with pytest.raises(InputError, match="not among the trusted"):
+        consent.distrust(path)
+    consent.trust(path)
+    assert consent.is_trusted(path)

