@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import InputError
-from ..progress import Progress
+from ..core.progress import Progress
 from .contents import SPACING_LIMITS_MM, require_regular
 from .native import quiet, readable
 
