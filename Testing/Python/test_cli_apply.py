@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from cli_steps import files_below, refused, write
 from fakes import SHIFT
 from FoundationRegLib.app import cli
-from FoundationRegLib.images import conversion, image
+from FoundationRegLib.images import conversion
 
 
 def moved_by(offset):

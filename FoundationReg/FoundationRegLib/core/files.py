@@ -249,6 +249,11 @@ def _resolved(folder: str | os.PathLike) -> Path:
         return Path(os.path.abspath(folder))
 
 
+def printable(path: str | os.PathLike) -> str:
+    """``path`` as text that can be shown and written in UTF-8, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def reason(error: BaseException) -> str:
     """Why an OSError happened, as the end of a sentence, without the names of hidden files."""
     number = getattr(error, "errno", None)

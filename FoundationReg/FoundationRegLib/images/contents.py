@@ -17,7 +17,7 @@ from ..errors import InputError
 # Voxels smaller or larger than these, in mm, are a mistake in the header.
 SPACING_LIMITS_MM = (1e-4, 1e3)
 # Coordinates beyond this, in mm, are too.
-_FARTHEST_MM = 1e7
+FARTHEST_MM = 1e7
 CHUNK = 1 << 20
 LONGEST_HEADER = 1 << 20
 # Deflate packs at most so many bytes into one.
@@ -126,7 +126,7 @@ def require_packed(path: Path, at: int, skip: int, promised: int, packer: str, t
         raise Damage("is damaged: its compressed voxels do not match their checksum; copy it again")
 
 
-def require_number(value: float, what: str, largest: float = _FARTHEST_MM) -> None:
+def require_number(value: float, what: str, largest: float = FARTHEST_MM) -> None:
     if not math.isfinite(value) or abs(value) > largest:
         raise Damage(f"has {value:g} in its field {what}, where a number of millimetres is needed")
 

@@ -15,8 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from ..errors import InputError
 from ..core.progress import Progress
+from ..errors import InputError
 from .contents import SPACING_LIMITS_MM, require_regular
 from .native import quiet, readable
 
@@ -138,6 +138,16 @@ def _is_companion(path: Path) -> bool:
 
 def _counted(count: int, what: str) -> str:
     return f"one {what}" if count == 1 else f"{count} {what}s"
+
+
+def read_dicom_file(path: Path, name: str, warnings: list[str]) -> sitk.Image:
+    """The volume in one DICOM file of many frames. Raises `InputError`, also for a single slice."""
+    found = read_slice(path)
+    if found is None:
+        raise InputError(f"{name} cannot be read as DICOM; the file is damaged.")
+    if found.frames < 2:
+        raise InputError(f"{name} is a single DICOM slice; give the folder that holds all of its series.")
+    return _one_file(found, name, warnings)
 
 
 def _one_file(slice_: Slice, name: str, warnings: list[str]) -> sitk.Image:

@@ -44,13 +44,15 @@ class Header:
 
     ``kind``: ``nifti``, ``nrrd``, ``meta`` or ``dicom``. ``suffixes``: the extensions by which ITK knows it.
     ``detached``: the voxels lie in other files. ``broken``: flat indices of voxels that are not finite and that ITK
-    would silently turn into 0 (NIfTI only).
+    would silently turn into 0 (NIfTI only). ``shear``: largest cosine between two axes of a NIfTI's matrix, which ITK
+    straightens without a word.
     """
 
     kind: str
     suffixes: tuple[str, ...]
     detached: bool = False
     broken: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    shear: float = 0.0
 
 
 def check_header(path: Path, name: str) -> Header:
@@ -119,8 +121,7 @@ def _check_nifti(path: Path, packed: bool, begins: bytes, order: str) -> Header:
     for value, what in zip(scale, ("scl_slope", "scl_inter"), strict=True):
         require_number(value, what, math.inf)
     matrix = at(rows, "12d" if second else "12f")
-    if codes[1] > 0:
-        _require_matrix(matrix, "srow_x, srow_y, srow_z")
+    shear = _require_matrix(matrix, "srow_x, srow_y, srow_z") if codes[1] > 0 else 0.0
     if codes[0] > 0:
         for value in (*quaternion, *offsets):
             require_number(value, "quatern or qoffset")
@@ -136,10 +137,11 @@ def _check_nifti(path: Path, packed: bool, begins: bytes, order: str) -> Header:
         if finder:
             measured(raw(path, start), 0, promised, finder)
     broken = finder.indices(count) if finder else np.empty(0, np.int64)
-    return Header("nifti", (".nii.gz",) if packed else (".nii", ".nii.gz"), broken=broken)
+    return Header("nifti", (".nii.gz",) if packed else (".nii", ".nii.gz"), broken=broken, shear=shear)
 
 
-def _require_matrix(rows: tuple[float, ...], what: str) -> None:
+def _require_matrix(rows: tuple[float, ...], what: str) -> float:
+    """The largest cosine between two axes of the matrix."""
     for value in rows:
         require_number(value, what)
     matrix = np.array(rows).reshape(3, 4)[:, :3]
@@ -148,6 +150,8 @@ def _require_matrix(rows: tuple[float, ...], what: str) -> None:
         raise Damage(f"has axes that lie in one plane ({what}); its geometry is damaged")
     for length in lengths:
         require_spacing(float(length), what)
+    axes = matrix / lengths
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
 
 
 class _BrokenVoxels:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import time
 from pathlib import Path
 
+from ..core.files import replacing
 from ..errors import InputError, WeightsError
 from . import store
 from .wheels import sha256
@@ -124,11 +124,7 @@ def _digest(path: Path, _size: int, _time: int) -> str:
 def _write(entries: dict[str, dict[str, str]]) -> None:
     """Replace the file as a whole. A folder that cannot be written to is no error."""
     path = store.models_folder() / FILE
-    temporary = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(entries, indent=2), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(entries, indent=2), encoding="utf-8")
