@@ -193,7 +193,7 @@ def _joined(rows) -> str:
 
 
 def harmless(text: str) -> str:
-    """``text`` for a cell of a .csv file, so that a spreadsheet does not take it for a formula (OWASP, CSV injection)."""
+    """``text`` for a cell of a .csv file, so that a spreadsheet does not take it for a formula (OWASP)."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
