@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import Cache
+from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..core.progress import Preview, Progress
 from ..encoders.loading import require
@@ -25,8 +26,8 @@ from ..settings import Settings
 from . import linear
 from .deformable import Deformation, deform
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
-from .preparation import LEAST_VOXELS, prepare_pair, working_voxels
-from .pyramid import Pair
+from .pair import Pair
+from .preparation import prepare_pair, working_voxels
 from .result import Registration, _result
 
 __all__ = ["Cache", "Registration", "register"]
@@ -143,9 +144,9 @@ def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[si
         )
     ]
     with progress.stage("start", 0.3):
-        start = linear.initial(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
+        start = linear.start_transform(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
     with progress.stage("linear", 0.7):
-        return linear.linear(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+        return linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
 
 
 def _deformed(
@@ -173,7 +174,7 @@ def _deformed(
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or settings.finest_spacing_mm or _size(pair) < 2 * LEAST_VOXELS:
+            if not is_out_of_memory(error) or settings.finest_spacing_mm or _size(pair) < 2 * METHOD.least_voxels:
                 raise
             return pair, None
 
