@@ -70,7 +70,8 @@ class Settings:
             bias-corrected grey values count, a membrane takes their place (`deformable.deform`).
             iterations: steps of each level at most.
         diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
-        optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.
+        optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter, which knows neither sliding
+            nor grey values and is not diffeomorphic.
     Running
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``. memory_gb: device memory to stay within; 0 is
             automatic.
@@ -124,6 +125,9 @@ class Settings:
             object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), hints[field.name]))
         if self.optimizer == "adam" and self.diffeomorphic:
             raise InputError("The optimizer adam cannot be diffeomorphic; set diffeomorphic=false.")
+        if self.optimizer == "adam" and (self.sliding or self.grey_values):
+            name = "sliding" if self.sliding else "grey_values"
+            raise InputError(f"The optimizer adam knows no {name.replace('_', ' ')}; set {name}=false.")
 
     @classmethod
     def from_preset(cls, name: str = "default", **changes: Any) -> Settings:

@@ -153,7 +153,8 @@ def settings(count: int) -> Iterator[Case]:
 
     names = [field.name for field in fields_of(Settings) if field.name != "preset"]
     odd = (*EVIL_NUMBERS, 0, -3, 10**30, 1e300, float("nan"), float("inf"), None, True, [], {}, (), "mind", ("mind",),
-           (1, 2, 4), (4, 4), (3,), "4,4", "cuda:99", "cpu:x", b"x", [[]], [["mind", "x"]], [["mind", -1]], object)  # fmt: skip
+           (1, 2, 4), (4, 4), (3,), "4,4", "cuda:99", "cpu:x", b"x", [[]], [["mind", "x"]], [["mind", -1]],
+           object)  # fmt: skip
     for n in range(count):
         rng = random.Random(f"settings {n}")
         name, value = names[n % len(names)], odd[rng.randrange(len(odd))]
@@ -171,7 +172,7 @@ def settings(count: int) -> Iterator[Case]:
                 return lambda: Settings(**{name: value})
 
         yield Case("settings", f"{name}={value!r} {n}", prepare)
-    for n, value in enumerate(("-1", "2147483648", "1e9", "x", "")):
+    for value in ("-1", "2147483648", "1e9", "x", ""):
         yield Case("settings", f"--seed {value}", lambda folder, v=value: [*register(folder), f"--seed={v}"])
 
 
@@ -182,7 +183,8 @@ def presets(count: int) -> Iterator[Case]:
         "summary": "s",
         "settings": {"smoothness": 2.0, "encoders": [["mind", 1.0]], "levels": [2, 1]},
     }
-    texts = ["", "[]", "null", "3", '"x"', "{}", '{"settings": []}', '{"settings": {"smoothness": 1e999}}', "[" * 100_000,
+    texts = ["", "[]", "null", "3", '"x"', "{}", '{"settings": []}', '{"settings": {"smoothness": 1e999}}',
+             "[" * 100_000,
              '{"settings": {"levels": {}}}', '{"settings": null}', '{"settings": {"preset": []}}', "NaN",
              '{"settings": {"smoothness": NaN}}', '{"settings": {"x": 1}}', '{"a":' * 50_000]  # fmt: skip
     for n in range(count):
@@ -207,8 +209,10 @@ def landmarks(count: int) -> Iterator[Case]:
     points = [{"position": row, "label": "a", "positionStatus": "defined"} for row in rows]
     markups = json.dumps({"markups": [{"coordinateSystem": "LPS", "controlPoints": points}]})
     special = {
-        "long.csv": "x,y,z\n" + "1" * 140_000 + ",2,3\n", "quote.csv": 'x,y,z\n"' + "a" * 140_000, "nul.csv": "x,y,z\n\0,1,2\n",
-        "deep.mrk.json": '{"markups":' + "[" * 100_000, "huge.csv": "x,y,z\n1e300,1e300,1e300\n", "inf.csv": "1e999,0,0\n",
+        "long.csv": "x,y,z\n" + "1" * 140_000 + ",2,3\n",
+        "quote.csv": 'x,y,z\n"' + "a" * 140_000, "nul.csv": "x,y,z\n\0,1,2\n",
+        "deep.mrk.json": '{"markups":' + "[" * 100_000, "huge.csv": "x,y,z\n1e300,1e300,1e300\n",
+        "inf.csv": "1e999,0,0\n",
         "list.mrk.json": "[]", "many.mrk.json": '{"markups": [{"controlPoints": {"a": 1}}]}', "empty.csv": "",
         "position.mrk.json": '{"markups": [{"controlPoints": [{"position": [[1,2,3]]}]}]}', "text.fcsv": "a,b,c,d\n",
     }  # fmt: skip

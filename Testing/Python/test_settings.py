@@ -93,7 +93,8 @@ def test_every_way_to_settings_accepts_texts_and_lists():
     assert hash(Settings(encoders=[["mind", 1]])) == hash(Settings(encoders="mind"))
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"settings": 3}', "[" * 100_000, '{"settings": {"a": 1}}', "\xff",
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"settings": 3}', "[" * 100_000,
+                                  '{"settings": {"a": 1}}', "\xff",
                                   '{"settings": {"smoothness": 1e999}}', ""])  # fmt: skip
 def test_a_preset_file_that_is_no_preset_is_one_sentence(tmp_path, text):
     path = tmp_path / "mine.json"
