@@ -53,9 +53,8 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(*args.one, args.side)))
         return
-    print(
-        "| range mm | limit GB | without limit GB | lattice | model GB | peak GB | seconds |\n|---|---|---|---|---|---|---|"
-    )
+    print("| range mm | limit GB | without limit GB | lattice | model GB | peak GB | seconds |")
+    print("|---|---|---|---|---|---|---|")
     for limit in args.limits:
         for range_mm in RANGES_MM:
             row = run_fresh(__file__, "--one", str(range_mm), str(limit), "--side", str(args.side))

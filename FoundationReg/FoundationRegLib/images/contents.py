@@ -35,8 +35,9 @@ def require_regular(path: Path, name: str) -> None:
     """Raise `InputError` for what is no file with content: a pipe or a device would be waited for without end."""
     try:
         facts = os.stat(path)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {(error.strerror or 'no such file').lower()}.") from None
+    except (OSError, ValueError) as error:
+        why = (getattr(error, "strerror", None) or "the name is not possible").lower()
+        raise InputError(f"{name} cannot be read: {why}.") from None
     if not stat.S_ISREG(facts.st_mode):
         raise InputError(f"{name} is a pipe or a device and no file.")
     if facts.st_size == 0:
