@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from .core.anatomy import PLANE_NAMES, PlaneName
 from .core.resources import resource_path
 from .errors import InputError
 
@@ -17,8 +18,6 @@ PRESETS_FOLDER = resource_path("Presets")
 
 # Settings that had another name, which presets and saved scenes may still hold.
 _FORMER_NAMES = {"grey_reach": "grey_sigma", "grey_wide": "bias_corrected_weight"}
-
-Plane = Literal["axial", "coronal", "sagittal"]
 
 # The lowest and highest value of each number. They keep out mistakes, not what is merely unwise.
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -88,7 +87,7 @@ class Settings:
     rigid: bool = True
     affine: bool = True
     encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.15), ("mind", 1.0))
-    planes: tuple[Plane, ...] = ("axial",)
+    planes: tuple[PlaneName, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0
     encoder_layers: tuple[int, ...] = ()
@@ -220,7 +219,7 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
             return pairs
         if key == "planes":
             value = tuple(p.strip() for p in value.split(",")) if isinstance(value, str) else tuple(value)
-            if not value or len(set(value)) < len(value) or not set(value) <= set(get_args(Plane)):
+            if not value or len(set(value)) < len(value) or not set(value) <= set(PLANE_NAMES):
                 raise ValueError
             return value
         if key == "levels":

@@ -190,8 +190,8 @@ def _is_running(process: int) -> bool:
 
 def garbage(count: int) -> list[bytes]:
     """Lines that are no requests, and requests that cannot be met."""
-    whole = {"id": "seven", "command": "register", "fixed": {"array": "x.npy", "affine": np.eye(4).tolist()}, "moving": "y",
-             "settings": {"smoothness": 1}}  # fmt: skip
+    whole = {"id": "seven", "command": "register", "fixed": {"array": "x.npy", "affine": np.eye(4).tolist()},
+             "moving": "y", "settings": {"smoothness": 1}}  # fmt: skip
     lines = [b"", b"\xff\xfe", b"{", b"[]", b"null", b"3", b'"x"', b"[" * 100_000, b'{"a":' * 50_000, b'{"command": 3}',
              b'{"command": []}', b'{"id": [], "command": "warm"}', b'{"id": {}, "command": "encoders"}', b"\0\0",
              b'{"command": "cancel", "target": []}', b'{"command": "finish", "target": {}}', b'{"command": "cancel"}',

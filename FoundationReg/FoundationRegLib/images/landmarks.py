@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import printable, reason, replacing
+from ..core.formats import POINT_SUFFIXES, suffix_of
 from ..errors import InputError
 from .contents import FARTHEST_MM, require_regular
-
-POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
 
 _LARGEST_FILE = 1 << 26
 
@@ -61,7 +60,7 @@ def read_points(path: str | Path) -> Points:
     except (OSError, ValueError):
         raise InputError(f"{name} cannot be read as text.") from None
     readers = {".csv": _read_csv, ".fcsv": _read_fcsv, ".mrk.json": _read_markups}
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix not in readers:
         raise InputError(f"{name} has an unknown extension; use {' '.join(POINT_SUFFIXES)}.")
     try:
@@ -75,11 +74,6 @@ def read_points(path: str | Path) -> Points:
     if not (np.abs(points.array) <= FARTHEST_MM).all():
         raise InputError(f"{name} holds coordinates that are not finite or farther away than any image.")
     return points
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return ".mrk.json" if name.endswith(".mrk.json") else Path(name).suffix
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -166,11 +160,11 @@ def write_points(points: Points, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     writers = {".csv": _csv_text, ".fcsv": _fcsv_text, ".mrk.json": _markups_text}
-    if _suffix(path) not in writers:
+    if suffix_of(path) not in writers:
         raise InputError(f"Points cannot be written to {path}; use one of the extensions {' '.join(POINT_SUFFIXES)}.")
     try:
         with replacing(path) as temporary:
-            temporary.write_text(writers[_suffix(path)](points), encoding="utf-8", newline="\n")
+            temporary.write_text(writers[suffix_of(path)](points), encoding="utf-8", newline="\n")
     except OSError as error:
         raise InputError(f"Points cannot be written to {path}: {reason(error)}.") from None
 

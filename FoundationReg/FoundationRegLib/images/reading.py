@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..core.files import printable
+from ..core.formats import IMAGE_SUFFIXES, TRANSFORM_SUFFIXES, suffix_of
 from ..core.memory import is_out_of_memory
 from ..errors import InputError, OutOfMemory
 from .contents import FARTHEST_MM, SPACING_LIMITS_MM, require_regular
@@ -18,8 +19,6 @@ from .headers import Header, check_header
 from .native import quiet, readable
 from .transform_headers import check_transform, require_invertible
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 SMALLEST_AXIS = 4
 LARGEST_BROKEN_SHARE = 0.01
 LARGEST_VALUE = 1e30
@@ -28,12 +27,6 @@ LARGEST_VALUE = 1e30
 _SHEAR_SILENT, _SHEAR_REPAIRABLE = 1e-3, 0.02
 # Columns of a direction matrix may be off orthogonal by this much: silently (rounding) or with a warning.
 _SQUARE_SILENT, _SQUARE_REPAIRABLE = 1e-3, 0.02
-
-
-def suffix_of(path: str | Path) -> str:
-    """The extension in lower case; ``.nii.gz`` counts as one."""
-    name = Path(path).name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def read_file(path: Path, name: str, warnings: list[str]) -> sitk.Image:

