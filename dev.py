@@ -257,7 +257,7 @@ def main(arguments: list[str]) -> int:
             return 0
         if command in CLI_COMMANDS:
             set_up("run")
-            return call("-m", "FoundationRegLib.cli", command, *rest)
+            return call("-m", "FoundationRegLib.app.cli", command, *rest)
     except KeyboardInterrupt:
         return 130
     print(f"There is no command {command!r}.\n\n{__doc__.strip()}", file=sys.stderr)

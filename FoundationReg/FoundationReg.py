@@ -30,7 +30,7 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
     for _name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
         del sys.modules[_name]
 
-from FoundationRegLib.slicer.choices import DeformationMode, Intensity, ReviewMode, Start
+from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
 #
 # FoundationReg
@@ -97,7 +97,7 @@ def registerSampleData() -> None:
 
 def loadPhantomPair(source=None) -> list:
     """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
-    from FoundationRegLib.slicer import samples
+    from FoundationRegLib.slicer.scene import samples
 
     volumes = samples.load_pair(source)
     slicer.util.setSliceViewerLayers(*volumes, foregroundOpacity=0.5, fit=True)
@@ -201,7 +201,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self) -> None:
         """Called when the user opens the module the first time and the widget is initialized."""
-        from FoundationRegLib.slicer.panel import Panel
+        from FoundationRegLib.slicer.panel.panel import Panel
 
         ScriptedLoadableModuleWidget.setup(self)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/FoundationReg.ui"))
@@ -304,7 +304,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
     @property
     def channel(self):
         """The way to the worker process, which all logic objects share and which stays warm between runs."""
-        from FoundationRegLib.slicer import pump
+        from FoundationRegLib.slicer.client import pump
 
         return pump.shared_channel()
 
@@ -333,7 +333,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         :param settings: changes to the preset, by the field names of ``FoundationRegLib.settings.Settings``.
         :param waitForCompletion: block until the end (Slicer stays responsive) or return at once.
         :param onEvent: called with a dictionary for each step of progress and at the end.
-        :param options: other fields of ``FoundationRegLib.slicer.request.RegistrationRequest`` by name, such as
+        :param options: other fields of ``FoundationRegLib.slicer.client.request.RegistrationRequest`` by name, such as
           ``fixed_mask``, ``moving_mask``, ``exclude_fixed``, ``exclude_moving``, ``initial_transform``,
           ``fixed_points``, ``moving_points``, ``guide_with_points``, ``jacobian``.
         :returns: a ``RegistrationResult`` with the nodes and metrics, or, without waiting, the ``RegistrationJob``,
@@ -341,7 +341,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         :raises FoundationRegLib.errors.FoundationRegError: with one plain sentence.
         """
         from FoundationRegLib.settings import Settings
-        from FoundationRegLib.slicer.request import RegistrationRequest
+        from FoundationRegLib.slicer.client.request import RegistrationRequest
 
         chosen = Settings.from_preset(preset, **(settings or {}))
         request = RegistrationRequest(
@@ -357,7 +357,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
 
     def start(self, request, onEvent=None, allowFolded=None):
         """Start a ``RegistrationRequest`` and return the ``RegistrationJob``; see `process`."""
-        from FoundationRegLib.slicer.job import RegistrationJob
+        from FoundationRegLib.slicer.client.job import RegistrationJob
 
         def tell(event: dict) -> None:
             if event["event"] == "log":
@@ -402,7 +402,7 @@ class FoundationRegTest(ScriptedLoadableModuleTest):
 
     def test_RegisterPhantom(self):
         """The whole way through the worker. Skipped where PyTorch is not installed, as on the build machines."""
-        from FoundationRegLib.slicer import dependencies
+        from FoundationRegLib.slicer.panel import dependencies
 
         if dependencies.torch_version() is None:
             self.delayDisplay("PyTorch is not installed: the registration is not tested")

@@ -1,25 +1,19 @@
 """FoundationReg: training-free registration of 3-D medical images with foundation-model features.
 
-The package has three layers, and imports point one way only:
-
-1. *Ways in*: the Slicer module and ``slicer/``, ``cli``, ``worker``.
-2. *Registration*: ``registration`` ties the steps into one function; ``image``, ``preprocess``, ``alignment`` and
-   ``metrics`` touch SimpleITK.
-3. *Numerics*: ``grid``, ``encoders/``, ``features``, ``search``, ``refinement``, ``deformation`` import torch and
-   numpy only, and run where SimpleITK is absent.
-
-Importing this package imports none of them.
+The packages follow the data, and each uses only those before it; `LAYERS` in the tests' test_layers.py holds the rule:
+`core`, then `images`, `numerics` and `weights`, then `encoders`, `features`, `registration`, `evaluation`, `reporting`,
+and last the two ways in, `app` and `slicer`. Importing this package imports none of them.
 """
 
 __version__ = "0.1.0"
-__all__ = ["Settings", "register"]
+__all__ = ["Registration", "Settings", "register"]
 
 
 def __getattr__(name: str):
-    if name == "register":
-        from .registration import register
+    if name in ("register", "Registration"):
+        from .registration import pipeline
 
-        return register
+        return getattr(pipeline, name)
     if name == "Settings":
         from .settings import Settings
 

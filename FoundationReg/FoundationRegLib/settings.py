@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from .core.resources import resource_path
 from .errors import InputError
-from .resources import resource_path
 
 PRESETS_FOLDER = resource_path("Presets")
 

@@ -50,7 +50,10 @@ def convexadam_displacement(fixed: np.ndarray, moving: np.ndarray, device: str =
 def convexadam(fixed: Path, moving: Path, device: str):
     """convexAdam on the fixed image's voxels, after FoundationReg's affine stage."""
     import SimpleITK as sitk
-    from FoundationRegLib.image import compose_field, grid_of, read_image, warp
+    from FoundationRegLib.images.conversion import grid_of
+    from FoundationRegLib.images.reading import read_image
+    from FoundationRegLib.images.resampling import warp
+    from FoundationRegLib.images.transforms import compose_field
 
     fixed_image, moving_image = read_image(fixed, "fixed image"), read_image(moving, "moving image")
     linear = affine(fixed_image, moving_image)
@@ -63,10 +66,10 @@ def convexadam(fixed: Path, moving: Path, device: str):
 
 def affine(fixed, moving):
     """FoundationReg's affine stage for two SimpleITK images."""
-    from FoundationRegLib import alignment
+    from FoundationRegLib.registration import linear
 
-    sides = alignment.prepare(fixed), alignment.prepare(moving)
-    return alignment.linear(*sides, alignment.initial(*sides))[0]
+    sides = linear.prepare(fixed), linear.prepare(moving)
+    return linear.linear(*sides, linear.initial(*sides))[0]
 
 
 def ants(fixed: Path, moving: Path, _device: str):
@@ -106,7 +109,7 @@ def elastix(fixed: Path, moving: Path, _device: str):
 def greedy(fixed: Path, moving: Path, _device: str):
     """greedy: affine by mutual information, then diffeomorphic by normalised cross-correlation."""
     import SimpleITK as sitk
-    from FoundationRegLib.image import affine_transform
+    from FoundationRegLib.images.transforms import affine_transform
     from picsl_greedy import Greedy3D
 
     # NaN marks the outside in greedy: images go in as floats.

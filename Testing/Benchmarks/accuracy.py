@@ -99,11 +99,11 @@ def arguments() -> argparse.Namespace:
 
 
 def available_methods() -> list[str]:
-    from FoundationRegLib import weights
-    from FoundationRegLib.encoders import catalogue
     from FoundationRegLib.settings import preset_names
+    from FoundationRegLib.weights import store
+    from FoundationRegLib.weights.catalogue import catalogue
 
-    ready = [item.id for item in catalogue().values() if item.family != "mind" and weights.status(item)["ready"]]
+    ready = [item.id for item in catalogue().values() if item.family != "mind" and store.status(item)["ready"]]
     names = ["identity", "affine", "mind", *(f"encoder:{id}" for id in ready)]
     return names + [f"preset:{name}" for name in preset_names()] + installed_peers()
 
@@ -136,7 +136,7 @@ def run_all(cases: list[str], methods: list[str], args: argparse.Namespace) -> l
 
 def measured(method: str, case: Path, device: str) -> dict:
     """Run one method on one case in this process: seconds, peak memory and scores."""
-    import FoundationRegLib.registration  # noqa: F401
+    import FoundationRegLib.registration.pipeline  # noqa: F401
     import SimpleITK as sitk  # noqa: F401  imports are not part of anybody's time
 
     warm_import(method)
@@ -158,8 +158,8 @@ def warm_import(method: str) -> None:
 def transform_of(method: str, fixed: Path, moving: Path, device: str):
     """What ``method`` finds for two image files, fixed to moving points."""
     import SimpleITK as sitk
-    from FoundationRegLib.image import read_image
-    from FoundationRegLib.registration import register
+    from FoundationRegLib.images.reading import read_image
+    from FoundationRegLib.registration.pipeline import register
     from FoundationRegLib.settings import Settings
 
     if method == "identity":
@@ -178,9 +178,9 @@ def transform_of(method: str, fixed: Path, moving: Path, device: str):
 
 def scored(case: Path, transform) -> dict:
     """The scores of `metrics.evaluate` that are one number each."""
-    from FoundationRegLib import metrics
-    from FoundationRegLib.image import read_image
-    from FoundationRegLib.points import read_points
+    from FoundationRegLib.evaluation import metrics
+    from FoundationRegLib.images.landmarks import read_points
+    from FoundationRegLib.images.reading import read_image
 
     truth = {}
     if (case / "fixed_labels.nii.gz").exists():

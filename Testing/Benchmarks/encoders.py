@@ -90,7 +90,7 @@ def compare(id: str, args: argparse.Namespace) -> dict:
 def measure(id: str, way: str, file: str, slices: int, device: str, gradients: bool) -> dict:
     """Seconds per slice and peak memory of one way; the features of the first slice go to ``file``."""
     import torch
-    from FoundationRegLib.encoders import entry
+    from FoundationRegLib.weights.catalogue import entry
 
     item = entry(id)
     run, weights = (study_way if way == "study" else our_way)(item, device, way, gradients)
@@ -142,9 +142,9 @@ def our_network(item):
 def our_way(item, device: str, precision: str, _gradients: bool):
     """`features.encode` on a stack of slices."""
     import torch
+    from FoundationRegLib.core.grid import Grid
     from FoundationRegLib.encoders.loading import PRECISIONS, NetworkEncoder
-    from FoundationRegLib.features import encode
-    from FoundationRegLib.grid import Grid
+    from FoundationRegLib.features.extraction import encode
 
     encoder = NetworkEncoder(item, our_network(item), torch.device(device), PRECISIONS[precision], "")
     weights = sum(value.numel() * value.element_size() for value in encoder._network.parameters())

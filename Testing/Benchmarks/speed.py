@@ -163,7 +163,7 @@ def measured(method: str, size: int, device: str, numerics: bool) -> dict:
     """Cold, warm and again, as in the module's description."""
     if method == "convexAdam":
         return {"runs": [timed_peer(name, size, seed, device) for name, seed in (("cold", 0), ("warm", 1))]}
-    from FoundationRegLib.cache import Cache
+    from FoundationRegLib.core.cache import Cache
 
     settings = settings_of(method, device)
     with pca_seconds() as pca:
@@ -187,7 +187,7 @@ def settings_of(method: str, device: str):
 
 def with_models_only(cache):
     """A cache that holds the loaded encoders of ``cache`` and nothing else."""
-    from FoundationRegLib.cache import Cache
+    from FoundationRegLib.core.cache import Cache
 
     fresh = Cache()
     for key, value in cache._entries.items():
@@ -200,7 +200,7 @@ class pca_seconds:
     """Adds up the time inside of the shared PCA while the block runs."""
 
     def __enter__(self):
-        from FoundationRegLib.features import SharedPCA
+        from FoundationRegLib.features.extraction import SharedPCA
 
         self.total, self._fit, self._project = 0.0, SharedPCA.fit, SharedPCA.project
         SharedPCA.fit = staticmethod(self._timed(self._fit))
@@ -208,7 +208,7 @@ class pca_seconds:
         return self
 
     def __exit__(self, *_) -> None:
-        from FoundationRegLib.features import SharedPCA
+        from FoundationRegLib.features.extraction import SharedPCA
 
         SharedPCA.fit, SharedPCA.project = self._fit, self._project
 
@@ -225,7 +225,7 @@ class pca_seconds:
 
 def timed(run: str, seed: int, settings, cache, size: int, device: str, numerics: bool, pca: pca_seconds) -> dict:
     """One run of the pipeline: seconds by stage and in total, peak memory by stage and over all."""
-    from FoundationRegLib.progress import Progress
+    from FoundationRegLib.core.progress import Progress
 
     work = (numerics_run if numerics else whole_run)(seed, size, settings, cache)
     before = pca.total
@@ -265,7 +265,7 @@ def synthetic_arrays(size: int, seed: int):
 def whole_run(seed: int, size: int, settings, cache):
     """`register` on SimpleITK images; a function of the progress that returns the working grid's number of voxels."""
     import SimpleITK as sitk
-    from FoundationRegLib.registration import register
+    from FoundationRegLib.registration.pipeline import register
 
     images = [sitk.GetImageFromArray(1000 * array) for array in synthetic_arrays(size, seed)]
 
@@ -278,7 +278,7 @@ def whole_run(seed: int, size: int, settings, cache):
 def numerics_run(seed: int, size: int, settings, cache):
     """`deform` on arrays that were brought to a working grid with torch."""
     import torch
-    from FoundationRegLib.deformable import deform
+    from FoundationRegLib.registration.deformable import deform
 
     arrays = synthetic_arrays(size, seed)
     device = torch.device(settings.device)
@@ -297,8 +297,8 @@ def synthetic_pair(fixed, moving, settings):
     import numpy as np
     import torch
     import torch.nn.functional as F
-    from FoundationRegLib.deformable import Pair, search_factor
-    from FoundationRegLib.grid import Grid
+    from FoundationRegLib.core.grid import Grid
+    from FoundationRegLib.registration.pyramid import Pair, search_factor
 
     size = fixed.shape[0]
     spacing = settings.finest_spacing_mm or max(1.0, size / WORKING_VOXELS ** (1 / 3))

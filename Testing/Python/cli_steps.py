@@ -1,7 +1,7 @@
 """Calls of the command line and looks at what they left, for its tests."""
 
 import SimpleITK as sitk
-from FoundationRegLib import cli
+from FoundationRegLib.app import cli
 
 RESULTS = {"transform.h5", "warped.nii.gz", "jacobian.nii.gz", "result.json", "report.html"}
 

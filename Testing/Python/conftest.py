@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
-from FoundationRegLib.grid import Grid
+from FoundationRegLib.core.grid import Grid
 from module_fixtures import fake_channel, loaded, panel  # noqa: F401
 from scipy import ndimage
 from Workbench.fixtures import bench, workbench  # noqa: F401
@@ -103,9 +103,9 @@ def pair(tmp_path):
 def fake_registration(monkeypatch):
     """The command line's register takes no time."""
     from fakes import fake_register
-    from FoundationRegLib import registration
+    from FoundationRegLib.registration import pipeline
 
-    monkeypatch.setattr(registration, "register", fake_register)
+    monkeypatch.setattr(pipeline, "register", fake_register)
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import SimpleITK as sitk
-from FoundationRegLib import worker
+from FoundationRegLib.app import worker
+from FoundationRegLib.core.grid import Grid
+from FoundationRegLib.core.progress import Preview
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.grid import Grid
-from FoundationRegLib.progress import Preview
-from FoundationRegLib.registration import Registration
+from FoundationRegLib.registration.result import Registration
 
 QUICK, SLOW, BAD_INPUT, BUG, DIE, NOISE, CHILD, UNTIL_FINISH, NO_CHECKS, FOLDED = range(10)
 
@@ -109,17 +109,17 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
 
 def download(encoder, progress=None, **_options):
     """Put an empty file where the weights of ``encoder`` belong."""
-    from FoundationRegLib import weights
-    from FoundationRegLib.encoders.catalogue import entry
+    from FoundationRegLib.weights import store
+    from FoundationRegLib.weights.catalogue import entry
 
     progress.update(0.5)
-    path = weights.models_folder() / encoder / entry(encoder).weights.file
+    path = store.models_folder() / encoder / entry(encoder).weights.file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 
 
 if __name__ == "__main__":
-    from FoundationRegLib import weights
+    from FoundationRegLib.weights import store
 
-    weights.download = download
+    store.download = download
     sys.exit(worker.main(register=register))

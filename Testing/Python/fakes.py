@@ -2,8 +2,9 @@
 
 import numpy as np
 import SimpleITK as sitk
-from FoundationRegLib import image, metrics
-from FoundationRegLib.registration import Registration
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images import conversion, reading, resampling, transforms
+from FoundationRegLib.registration.result import Registration
 
 SHIFT = (3.0, -2.0, 1.0)
 
@@ -16,11 +17,11 @@ def blob_image(size=(26, 24, 20), spacing=(1.0, 1.2, 1.5), center=(0.0, 0.0, 0.0
         made.SetDirection(np.asarray(direction, float).ravel().tolist())
     middle = np.array(made.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in size]))
     made.SetOrigin((-middle).tolist())
-    grid = image.grid_of(made)
+    grid = conversion.grid_of(made)
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1)) - center
     egg = np.exp(-((points / (8.0, 6.5, 7.5)) ** 2).sum(-1))
     core = np.exp(-(((points - (2.5, -1.5, 1.0)) / 2.0) ** 2).sum(-1))
-    return image.image_from_array((1000 * (egg - 0.6 * core)).astype(dtype), grid)
+    return conversion.image_from_array((1000 * (egg - 0.6 * core)).astype(dtype), grid)
 
 
 class FakeRegistration(Registration):
@@ -28,19 +29,19 @@ class FakeRegistration(Registration):
         return metrics.jacobian(self.transform, self.fixed)
 
     def inverse(self):
-        return image.to_field_transform(self.linear.GetInverse(), image.grid_of(self.moving))
+        return transforms.to_field_transform(self.linear.GetInverse(), conversion.grid_of(self.moving))
 
 
 def fake_register(fixed, moving, settings=None, *, progress=None, moving_labels=None, **others):
     """Finds a constant shift whatever the images are."""
-    fixed, moving = image.read_image(fixed, "fixed image"), image.read_image(moving, "moving image")
+    fixed, moving = reading.read_image(fixed, "fixed image"), reading.read_image(moving, "moving image")
     with progress.stage("encode", 0.5):
         progress.update(0.5)
     with progress.stage("refine", 0.5):
         progress.update(0.5)
-    grid = image.grid_of(fixed)
+    grid = conversion.grid_of(fixed)
     shift = sitk.TranslationTransform(3, SHIFT)
-    transform = image.to_field_transform(shift, grid)
+    transform = transforms.to_field_transform(shift, grid)
     scores = {"nmi": 1.1, "folded_percent": 0.0, "sd_log_jacobian": float("nan"), "dice_per_label": {1: 0.5}}
     rgb = np.random.default_rng(0).integers(0, 255, (*grid.shape, 3), np.uint8)
     return FakeRegistration(
@@ -48,14 +49,14 @@ def fake_register(fixed, moving, settings=None, *, progress=None, moving_labels=
         moving=moving,
         transform=transform,
         linear=shift,
-        warped=image.warp(moving, transform, fixed),
+        warped=resampling.warp(moving, transform, fixed),
         metrics={"before": {"nmi": 1.0}, "after": scores},
         record={"settings": settings.to_dict(), "seconds": {"encode": 1.0, "refine": np.float32(2.0)}, "seed": 0},
         quality="The images are well aligned.",
         loss={"4 mm": [1.0, 0.5, 0.25]},
         features={"mind": {"fixed": rgb, "moving": rgb[::-1]}},
         feature_grid=grid,
-        warped_labels=image.warp(image.read_image(moving_labels, "labels"), transform, fixed, "nearest")
+        warped_labels=resampling.warp(reading.read_image(moving_labels, "labels"), transform, fixed, "nearest")
         if moving_labels
         else None,
         warnings=["The moving image was repaired <gently>."],

@@ -30,9 +30,9 @@ def loaded(bench):
 @pytest.fixture(scope="module")
 def fake_channel(loaded):
     """A channel to a worker whose register is `fake_register.register`; warm over the tests of a file."""
-    from FoundationRegLib.slicer import pump
-    from FoundationRegLib.slicer.channel import Channel
-    from FoundationRegLib.slicer.process import WorkerProcess
+    from FoundationRegLib.slicer.client import pump
+    from FoundationRegLib.slicer.client.channel import Channel
+    from FoundationRegLib.slicer.client.process import WorkerProcess
 
     process = WorkerProcess([sys.executable, "-P", str(FAKE_WORKER)], {"OMP_NUM_THREADS": "1"})
     channel = Channel(process)
@@ -45,9 +45,9 @@ def fake_channel(loaded):
 def panel(bench, loaded, fake_channel, tmp_path, monkeypatch):
     """The opened panel on an empty scene, with the weights folder of this test."""
     import slicer
-    from FoundationRegLib import weights
+    from FoundationRegLib.weights import store
 
-    weights.set_models_folder(tmp_path / "models")
+    store.set_models_folder(tmp_path / "models")
     fake_channel.process.environment["FOUNDATIONREG_MODELS"] = str(tmp_path / "models")
     slicer.mrmlScene.Clear(0)
     loaded.enter()
@@ -58,7 +58,7 @@ def panel(bench, loaded, fake_channel, tmp_path, monkeypatch):
         fake_channel.job.cancel()
     bench.wait_until(lambda: not loaded.panel._busy, 10)
     slicer.mrmlScene.Clear(0)
-    weights.set_models_folder(None)
+    store.set_models_folder(None)
     bench.process_events()
     assert not bench.dialogs.unexpected, bench.dialogs.unexpected
     bench.dialogs.unexpected.clear()

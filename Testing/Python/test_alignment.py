@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import make_grid, smooth_noise
-from FoundationRegLib import alignment, image
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, InputError
-from FoundationRegLib.mutual_information import mutual_information
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.images import conversion, resampling, transforms
+from FoundationRegLib.numerics.mutual_information import mutual_information
+from FoundationRegLib.registration import linear
 
 torch = pytest.importorskip("torch")
 
@@ -18,10 +19,10 @@ BODY_POINTS = np.random.default_rng(0).uniform(-22, 22, (60, 3))
 
 def a_pair(phantom, truth, contrast=lambda v: v):
     """Fixed image, and a moving one of which ``truth`` (fixed to moving) is the registration."""
-    back = np.linalg.inv(image.affine_matrix(truth))
-    fixed = image.image_from_array(phantom.on(FIXED), FIXED)
+    back = np.linalg.inv(transforms.affine_matrix(truth))
+    fixed = conversion.image_from_array(phantom.on(FIXED), FIXED)
     values = phantom.on(MOVING, lambda p: p @ back[:3, :3].T + back[:3, 3])
-    return fixed, image.image_from_array(contrast(values).astype(np.float32), MOVING)
+    return fixed, conversion.image_from_array(contrast(values).astype(np.float32), MOVING)
 
 
 def mean_error(found, truth):
@@ -30,8 +31,8 @@ def mean_error(found, truth):
 
 
 def run(fixed, moving, start="auto", **options):
-    sides = alignment.prepare(fixed), alignment.prepare(moving)
-    return alignment.linear(*sides, alignment.initial(*sides, start), **options)
+    sides = linear.prepare(fixed), linear.prepare(moving)
+    return linear.linear(*sides, linear.initial(*sides, start), **options)
 
 
 def inverted(values):
@@ -45,7 +46,7 @@ def test_rigid_motion_is_recovered_below_a_millimetre(phantom, contrast):
     found, record = run(*a_pair(phantom, truth, contrast), affine=False)
     assert record["kept"] == "rigid"
     assert mean_error(found, truth) < 1.0
-    matrix = image.affine_matrix(found)[:3, :3]
+    matrix = transforms.affine_matrix(found)[:3, :3]
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-5)
 
 
@@ -61,33 +62,33 @@ def test_affine_map_is_recovered_below_a_millimetre(phantom):
 def test_images_that_lie_far_apart_are_found_by_auto(phantom):
     truth = sitk.TranslationTransform(3, (400.0, -300.0, 250.0))
     fixed, _ = a_pair(phantom, sitk.TranslationTransform(3))
-    far = image.image_from_array(phantom.on(MOVING), MOVING)
+    far = conversion.image_from_array(phantom.on(MOVING), MOVING)
     far.SetOrigin(np.add(far.GetOrigin(), (400.0, -300.0, 250.0)).tolist())
-    assert image.overlap_fraction(fixed, far) == 0
+    assert resampling.overlap_fraction(fixed, far) == 0
     found, _ = run(fixed, far)
     assert mean_error(found, truth) < 1.0
 
 
 def test_starts_without_optimisation(phantom):
     fixed, moving = a_pair(phantom, sitk.TranslationTransform(3, (6.0, 0.0, -5.0)))
-    grids = image.grid_of(fixed), image.grid_of(moving)
-    none, geometry, mass = (alignment.initial(fixed, moving, start) for start in ("none", "geometry", "mass"))
+    grids = conversion.grid_of(fixed), conversion.grid_of(moving)
+    none, geometry, mass = (linear.initial(fixed, moving, start) for start in ("none", "geometry", "mass"))
     assert np.array(none.TransformPoint((1.0, 2.0, 3.0))) == pytest.approx((1, 2, 3))
     assert geometry.TransformPoint(grids[0].center.tolist()) == pytest.approx(grids[1].center.tolist())
     assert np.array(mass.GetParameters()) == pytest.approx((6, 0, -5), abs=2)
     with pytest.raises(InputError, match="start"):
-        alignment.initial(fixed, moving, "sideways")
+        linear.initial(fixed, moving, "sideways")
 
 
 def test_a_given_transform_is_kept_exactly_even_when_it_bends(phantom):
     bend = np.stack([smooth_noise(FIXED.shape, 6, n) for n in range(3)]) * 3
     wide = FIXED.padded(8, 8)
-    given = image.compose_field(sitk.TranslationTransform(3, (3.0, 2.0, -4.0)), bend, FIXED, wide)
-    fixed = image.image_from_array(phantom.on(FIXED), FIXED)
-    assert alignment.initial(fixed, fixed, given=given) is given
-    found, _ = alignment.linear(fixed, fixed, given, rigid=False, affine=False)
+    given = transforms.compose_field(sitk.TranslationTransform(3, (3.0, 2.0, -4.0)), bend, FIXED, wide)
+    fixed = conversion.image_from_array(phantom.on(FIXED), FIXED)
+    assert linear.initial(fixed, fixed, given=given) is given
+    found, _ = linear.linear(fixed, fixed, given, rigid=False, affine=False)
     assert found is given
-    moved, record = alignment.linear(fixed, fixed, given, affine=False)
+    moved, record = linear.linear(fixed, fixed, given, affine=False)
     if record["kept"] == "rigid":
         rigid = moved.GetNthTransform(1)
         for point in BODY_POINTS[:5].tolist():
@@ -103,7 +104,7 @@ def test_aligned_images_stay_where_they_are(phantom):
 
 def test_unrelated_images_never_become_less_similar(phantom):
     fixed, _ = a_pair(phantom, sitk.TranslationTransform(3))
-    noise = image.image_from_array(smooth_noise(MOVING.shape, 1, 9).astype(np.float32), MOVING)
+    noise = conversion.image_from_array(smooth_noise(MOVING.shape, 1, 9).astype(np.float32), MOVING)
     _, record = run(fixed, noise)
     assert record["nmi"][record["kept"]] >= record["nmi"]["start"]
 
@@ -111,7 +112,7 @@ def test_unrelated_images_never_become_less_similar(phantom):
 def test_images_that_share_nothing_leave_the_start_with_a_warning(phantom):
     fixed, moving = a_pair(phantom, sitk.TranslationTransform(3))
     apart = sitk.TranslationTransform(3, (1000.0, 0.0, 0.0))
-    found, record = alignment.linear(fixed, moving, apart)
+    found, record = linear.linear(fixed, moving, apart)
     assert found is apart and record["kept"] == "start" and record["warnings"]
 
 
@@ -122,9 +123,9 @@ def test_masks_limit_what_is_compared(phantom):
     array, mask = sitk.GetArrayFromImage(fixed), np.ones(FIXED.shape, np.uint8)
     array[:, :, 26:] = np.roll(array, 9, axis=1)[:, :, 26:]
     mask[:, :, 26:] = 0
-    side = alignment.prepare(image.image_from_array(array, FIXED), image.image_from_array(mask, FIXED))
+    side = linear.prepare(conversion.image_from_array(array, FIXED), conversion.image_from_array(mask, FIXED))
     assert side.chosen
-    found, _ = alignment.linear(side, moving, sitk.TranslationTransform(3), affine=False)
+    found, _ = linear.linear(side, moving, sitk.TranslationTransform(3), affine=False)
     assert mean_error(found, truth) < 1.0
 
 

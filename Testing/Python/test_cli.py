@@ -12,7 +12,9 @@ import pytest
 import SimpleITK as sitk
 from cli_steps import RESULTS, files_below, register
 from fakes import SHIFT, blob_image, fake_register
-from FoundationRegLib import cli, commands, image, registration
+from FoundationRegLib.app import cli, commands
+from FoundationRegLib.images import conversion
+from FoundationRegLib.registration import pipeline
 
 
 def test_register_writes_its_files_and_a_valid_record(pair, fake_registration, capsys):
@@ -37,7 +39,7 @@ def test_transform_file_is_read_by_simpleitk_and_maps_fixed_to_moving_points(pai
     np.testing.assert_allclose(transform.TransformPoint((1.0, 2.0, 3.0)), np.add((1, 2, 3), SHIFT), atol=1e-9)
     fixed = sitk.ReadImage(str(pair / "fixed.nii.gz"))
     warped = sitk.ReadImage(str(pair / "w.nrrd"))
-    assert image.grid_of(warped) == image.grid_of(fixed)
+    assert conversion.grid_of(warped) == conversion.grid_of(fixed)
     inside = np.s_[4:-4, 4:-4, 4:-4]
     difference = sitk.GetArrayFromImage(warped)[inside] - sitk.GetArrayFromImage(fixed)[inside]
     assert np.abs(difference).max() < 120, "of 1000: only the error of linear interpolation"
@@ -67,8 +69,8 @@ def test_progress_goes_to_stderr(pair, fake_registration, capsys):
 
 
 def test_labels_of_an_older_result_are_replaced(pair, fake_registration):
-    labels = image.image_from_array(
-        (sitk.GetArrayFromImage(blob_image()) > 300).astype(np.uint8), image.grid_of(blob_image())
+    labels = conversion.image_from_array(
+        (sitk.GetArrayFromImage(blob_image()) > 300).astype(np.uint8), conversion.grid_of(blob_image())
     )
     sitk.WriteImage(labels, str(pair / "labels.nii.gz"))
     given = ["--fixed-labels", pair / "labels.nii.gz", "--moving-labels", pair / "labels.nii.gz"]
@@ -88,7 +90,7 @@ def test_encoder_weights_and_settings_reach_the_registration(pair, monkeypatch):
         seen.update(settings=settings, **others)
         return fake_register(fixed, moving, settings, **others)
 
-    monkeypatch.setattr(registration, "register", spy)
+    monkeypatch.setattr(pipeline, "register", spy)
     monkeypatch.setattr(commands, "require_encoders", lambda *arguments: None)
     sitk.WriteTransform(sitk.TranslationTransform(3, SHIFT), str(pair / "start.tfm"))
     more = ["--encoder", "medsam-lite=0.5", "--no-affine", "--device", "cpu", "--initial-transform", pair / "start.tfm"]
@@ -138,7 +140,7 @@ def test_interrupted_process_ends_with_130_and_leaves_nothing(pair):
         "registration.register = slow\n"
         "sys.exit(cli.main(['register', sys.argv[3], sys.argv[4], '-e', 'mind', '-o', sys.argv[5], '-q']))"
     )
-    here = Path(cli.__file__).parents[1]
+    here = Path(cli.__file__).parents[2]
     images = [str(pair / "fixed.nii.gz"), str(pair / "moving.nii.gz")]
     command = [sys.executable, "-c", code, str(here), str(Path(__file__).parent), *images, str(pair / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 from cli_steps import files_below, refused, write
 from fakes import SHIFT
-from FoundationRegLib import cli, image
+from FoundationRegLib.app import cli
+from FoundationRegLib.images import conversion, image
 
 
 def moved_by(offset):
@@ -54,12 +55,12 @@ def curved_field():
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
     bent = points + 2.5 * np.sin(points[..., [1, 2, 0]] / 9.0)
     moved = np.array([turn.TransformPoint(p) for p in bent.reshape(-1, 3).tolist()]).reshape(points.shape)
-    return sitk.DisplacementFieldTransform(image.image_from_array(moved - points, grid))
+    return sitk.DisplacementFieldTransform(conversion.image_from_array(moved - points, grid))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".fcsv", ".mrk.json"])
 def test_apply_takes_moving_points_to_the_fixed_side_and_back(tmp_path, suffix):
-    from FoundationRegLib.points import Points, read_points, write_points
+    from FoundationRegLib.images.landmarks import Points, read_points, write_points
 
     transform = curved_field()
     sitk.WriteTransform(transform, str(tmp_path / "t.h5"))
@@ -81,7 +82,7 @@ def test_apply_says_which_points_have_no_way_back(tmp_path, capsys):
     squeeze = np.zeros((9, 9, 9, 3))
     squeeze[..., 0] = -grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))[..., 0]  # everything onto x = 0
     sitk.WriteTransform(
-        sitk.DisplacementFieldTransform(image.image_from_array(squeeze, grid)), str(tmp_path / "fold.h5")
+        sitk.DisplacementFieldTransform(conversion.image_from_array(squeeze, grid)), str(tmp_path / "fold.h5")
     )
     (tmp_path / "q.csv").write_text("x,y,z\n3,0,0\n")
     arguments = ["apply", tmp_path / "fold.h5", tmp_path / "q.csv", "-o", tmp_path / "r.csv"]

@@ -4,28 +4,30 @@ import sys
 
 import pytest
 from cli_steps import refused, register
-from FoundationRegLib import cli, consent, registration, weights
-from FoundationRegLib.encoders import catalogue
+from FoundationRegLib.app import cli
+from FoundationRegLib.registration import pipeline
+from FoundationRegLib.weights import store, trust
+from FoundationRegLib.weights.catalogue import catalogue
 
 
 @pytest.fixture
 def model(pair, monkeypatch):
     """A TorchScript file as far as the command line can tell; nothing is trusted yet."""
-    monkeypatch.setattr(consent, "_given", {})
-    monkeypatch.setattr(weights, "_folder", pair / "models")
+    monkeypatch.setattr(trust, "_given", {})
+    monkeypatch.setattr(store, "_folder", pair / "models")
     (pair / "model.pt").write_bytes(b"a program")
     return pair / "model.pt"
 
 
 def test_a_program_wants_a_yes_before_any_work(pair, model, capsys, monkeypatch):
-    monkeypatch.setattr(registration, "register", lambda *a, **k: pytest.fail("the work began"))
+    monkeypatch.setattr(pipeline, "register", lambda *a, **k: pytest.fail("the work began"))
     arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", model]
     said = refused(capsys, *arguments)
     assert str(model) in said and "program" in said and "--trust-model" in said and not (pair / "out").exists()
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n" if "model.pt" in question else "y")
     assert "was not run" in refused(capsys, *arguments)
-    assert not consent.trusted()
+    assert not trust.trusted()
 
 
 @pytest.mark.parametrize("answer", ["--trust-model", "typed", "earlier"])
@@ -37,7 +39,7 @@ def test_a_yes_is_remembered_for_exactly_this_content(pair, model, fake_registra
     elif answer == "earlier":
         assert cli.main(["encoders", "trust", str(model)]) == 0
     assert register(pair, *more, *(["--trust-model"] if answer == "--trust-model" else [])) == 0
-    monkeypatch.setattr(consent, "_given", {})
+    monkeypatch.setattr(trust, "_given", {})
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert register(pair, *more) == 0
     assert cli.main(["encoders"]) == 0
@@ -47,8 +49,8 @@ def test_a_yes_is_remembered_for_exactly_this_content(pair, model, fake_registra
 
 
 def test_trust_can_be_taken_back_and_is_refused_where_it_makes_no_sense(pair, model, capsys):
-    assert cli.main(["encoders", "trust", str(model)]) == 0 and consent.is_trusted(model)
-    assert cli.main(["encoders", "distrust", str(model)]) == 0 and not consent.is_trusted(model)
+    assert cli.main(["encoders", "trust", str(model)]) == 0 and trust.is_trusted(model)
+    assert cli.main(["encoders", "distrust", str(model)]) == 0 and not trust.is_trusted(model)
     assert "not among the trusted" in refused(capsys, "encoders", "distrust", model)
     assert "does not exist" in refused(capsys, "encoders", "trust", pair / "absent.pt")
     assert "no TorchScript file" in refused(capsys, "encoders", "trust", pair / "fixed.nii.gz")
@@ -57,7 +59,7 @@ def test_trust_can_be_taken_back_and_is_refused_where_it_makes_no_sense(pair, mo
 
 def test_trust_that_cannot_be_kept_is_said(pair, model, capsys, monkeypatch):
     (pair / "file").write_text("no folder")
-    monkeypatch.setattr(weights, "_folder", pair / "file")
+    monkeypatch.setattr(store, "_folder", pair / "file")
     assert "cannot be written to" in refused(capsys, "encoders", "trust", model)
 
 
@@ -67,7 +69,7 @@ def test_a_model_that_is_not_there_is_said(pair, capsys):
 
 
 def test_encoders_are_listed_with_their_state(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(weights, "_folder", tmp_path)
+    monkeypatch.setattr(store, "_folder", tmp_path)
     assert cli.main(["encoders"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert (
@@ -83,19 +85,19 @@ def test_encoders_are_listed_with_their_state(tmp_path, monkeypatch, capsys):
 
 
 def test_licence_beyond_the_usual_ones_wants_a_yes(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(weights, "_folder", tmp_path)
-    monkeypatch.setattr(weights, "download", lambda id, **more: pytest.fail("downloaded"))
+    monkeypatch.setattr(store, "_folder", tmp_path)
+    monkeypatch.setattr(store, "download", lambda id, **more: pytest.fail("downloaded"))
     said = refused(capsys, "encoders", "download", "dinov3-s")
     assert "DINOv3 License" in said and "--accept-licence" in said
     fetched = []
-    monkeypatch.setattr(weights, "download", lambda id, **more: fetched.append(id))
+    monkeypatch.setattr(store, "download", lambda id, **more: fetched.append(id))
     assert cli.main(["encoders", "download", "dinov3-s", "--accept-licence"]) == 0
     assert cli.main(["encoders", "download", "sam-b"]) == 0
     assert fetched == ["dinov3-s", "sam-b"]
 
 
 def test_import_remove_and_verify_reach_the_weights(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(weights, "_folder", tmp_path)
+    monkeypatch.setattr(store, "_folder", tmp_path)
     (tmp_path / "wrong.pth").write_bytes(b"not the published file")
     refused(capsys, "encoders", "import", "medsam-lite", tmp_path / "wrong.pth")
     refused(capsys, "encoders", "verify", "medsam-lite")
@@ -104,7 +106,7 @@ def test_import_remove_and_verify_reach_the_weights(monkeypatch, tmp_path, capsy
 
 
 def test_verify_without_an_id_reads_all_that_is_here(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(weights, "_folder", tmp_path)
+    monkeypatch.setattr(store, "_folder", tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert cli.main(["encoders", "verify"]) == 0
     for id in ("sam-b", "medsam-lite", "sslsam"):

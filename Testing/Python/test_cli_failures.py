@@ -5,8 +5,8 @@ import sys
 
 import pytest
 from cli_steps import files_below, refused, register
-from FoundationRegLib import registration
 from FoundationRegLib.errors import OutOfMemory, WeightsError
+from FoundationRegLib.registration import pipeline
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_failure_during_the_work_leaves_nothing(pair, capsys, monkeypatch, error
     def fail(*arguments, **more):
         raise error
 
-    monkeypatch.setattr(registration, "register", fail)
+    monkeypatch.setattr(pipeline, "register", fail)
     before = files_below(pair)
     assert register(pair, "-o", pair / "new" / "out", "--transform", pair / "other" / "t.h5", "-q") == code
     assert sentence in capsys.readouterr().err
@@ -39,7 +39,7 @@ def test_an_unexpected_error_is_not_hidden(pair, monkeypatch):
     def fail(*arguments, **more):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(registration, "register", fail)
+    monkeypatch.setattr(pipeline, "register", fail)
     with pytest.raises(ZeroDivisionError):
         register(pair, "-o", pair / "out", "-q")
     assert not (pair / "out").exists()
@@ -52,13 +52,13 @@ def test_older_results_survive_a_failed_run(pair, fake_registration, monkeypatch
     def fail(*arguments, **more):
         raise MemoryError
 
-    monkeypatch.setattr(registration, "register", fail)
+    monkeypatch.setattr(pipeline, "register", fail)
     assert register(pair, "-o", pair / "out", "-q") == 2
     assert {path: path.read_bytes() for path in (pair / "out").iterdir()} == before
 
 
 def test_failing_report_leaves_no_half_result(pair, fake_registration, monkeypatch, capsys):
-    from FoundationRegLib import report
+    from FoundationRegLib.reporting import report
 
     def full(*arguments, **more):
         raise OSError(28, "No space left on device")
@@ -84,12 +84,12 @@ def test_full_disk_leaves_no_file(pair, fake_registration, capsys):
 
 
 def test_folder_without_permission_is_refused(pair, capsys, monkeypatch):
-    from FoundationRegLib import outputs
+    from FoundationRegLib.app import results
 
     def denied(*arguments, **more):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(outputs.tempfile, "mkdtemp", denied)
+    monkeypatch.setattr(results.tempfile, "mkdtemp", denied)
     arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-e", "mind", "-o", pair / "a" / "b"]
     assert "not allowed" in refused(capsys, *arguments)
     assert not (pair / "a").exists()
@@ -101,7 +101,7 @@ def test_ctrl_c_cancels_and_leaves_nothing(pair, capsys, monkeypatch):
         progress.update(0.5)
         pytest.fail("the work went on")
 
-    monkeypatch.setattr(registration, "register", interrupted)
+    monkeypatch.setattr(pipeline, "register", interrupted)
     before, handler = files_below(pair), signal.getsignal(signal.SIGINT)
     assert register(pair, "-o", pair / "out") == 130
     assert "cancelled" in capsys.readouterr().err
@@ -115,6 +115,6 @@ def test_second_ctrl_c_stops_work_that_does_not_listen(pair, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the work went on")
 
-    monkeypatch.setattr(registration, "register", deaf)
+    monkeypatch.setattr(pipeline, "register", deaf)
     assert register(pair, "-o", pair / "out", "-q") == 130
     assert not (pair / "out").exists()

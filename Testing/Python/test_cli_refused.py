@@ -5,7 +5,9 @@ import pytest
 import SimpleITK as sitk
 from cli_steps import files_below, refused, register, write
 from fakes import blob_image
-from FoundationRegLib import image, registration, weights
+from FoundationRegLib.images import conversion
+from FoundationRegLib.registration import pipeline
+from FoundationRegLib.weights import store
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ from FoundationRegLib import image, registration, weights
     ],
 )
 def test_wrong_arguments_are_refused_before_any_work(pair, capsys, monkeypatch, arguments, sentence):
-    monkeypatch.setattr(registration, "register", lambda *a, **k: pytest.fail("the work began"))
+    monkeypatch.setattr(pipeline, "register", lambda *a, **k: pytest.fail("the work began"))
     before = files_below(pair)
     places = {"fixed": pair / "fixed.nii.gz", "moving": pair / "moving.nii.gz", "out": pair / "out"}
     encoder = [] if "--encoder" in arguments else ["--encoder", "mind"]
@@ -126,7 +128,9 @@ def test_empty_mask_is_refused(pair, capsys):
 def test_labels_without_common_values_are_refused(pair, capsys):
     for name, value in (("a", 1), ("b", 2)):
         labels = (sitk.GetArrayFromImage(blob_image()) > 300).astype(np.uint8) * value
-        sitk.WriteImage(image.image_from_array(labels, image.grid_of(blob_image())), str(pair / f"{name}.nii.gz"))
+        sitk.WriteImage(
+            conversion.image_from_array(labels, conversion.grid_of(blob_image())), str(pair / f"{name}.nii.gz")
+        )
     said = refused(
         capsys,
         *("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "mind", "-q"),
@@ -153,7 +157,7 @@ def test_device_that_is_not_there_is_refused(pair, capsys, device):
 
 
 def test_missing_weights_name_the_command_that_fetches_them(pair, capsys, monkeypatch):
-    monkeypatch.setattr(weights, "_folder", pair / "nothing")
+    monkeypatch.setattr(store, "_folder", pair / "nothing")
     arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "medsam-lite"]
     said = refused(capsys, *arguments)
     assert "foundationreg encoders download medsam-lite" in said and "39 MB" in said and "--download" in said
@@ -161,7 +165,7 @@ def test_missing_weights_name_the_command_that_fetches_them(pair, capsys, monkey
 
 
 def test_weights_that_must_be_asked_for_name_the_way_to_take_them_in(pair, capsys, monkeypatch):
-    monkeypatch.setattr(weights, "_folder", pair / "nothing")
+    monkeypatch.setattr(store, "_folder", pair / "nothing")
     arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", pair / "out", "-e", "dinov3-s"]
     said = refused(capsys, *arguments, "--download")
     assert "foundationreg encoders import dinov3-s FILE" in said and "http" in said
@@ -169,7 +173,7 @@ def test_weights_that_must_be_asked_for_name_the_way_to_take_them_in(pair, capsy
 
 def test_download_flag_fetches_missing_weights(pair, fake_registration, monkeypatch):
     fetched = []
-    monkeypatch.setattr(weights, "_folder", pair / "nothing")
-    monkeypatch.setattr(weights, "download", lambda id, **more: fetched.append(id), raising=False)
+    monkeypatch.setattr(store, "_folder", pair / "nothing")
+    monkeypatch.setattr(store, "download", lambda id, **more: fetched.append(id), raising=False)
     assert register(pair, "-o", pair / "out", "-q", "--download", "-e", "medsam-lite") == 0
     assert fetched == ["medsam-lite"]

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import make_grid, rotation
-from FoundationRegLib import alignment, image
-from FoundationRegLib import correspondence as co
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.encoders.mind import Mind
 from FoundationRegLib.errors import Cancelled
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.images import conversion, transforms
+from FoundationRegLib.numerics import block_matching as co
+from FoundationRegLib.registration import linear
 from scipy import ndimage
 
 torch = pytest.importorskip("torch")
@@ -112,42 +113,44 @@ def turned_patient(phantom, truth):
     """Fixed image, and one of another contrast whose patient lies as ``truth`` says, upright in its own voxels."""
     grid = co.Grid(WHOLE.shape, rigid(shift=truth[:3, 3]) @ WHOLE.affine)
     values = inverted(phantom.on(grid, moved(truth)))
-    return image.image_from_array(phantom.on(WHOLE), WHOLE), image.image_from_array(values, grid)
+    return conversion.image_from_array(phantom.on(WHOLE), WHOLE), conversion.image_from_array(values, grid)
 
 
 @pytest.mark.parametrize("start", ["features", "auto"])
 def test_a_patient_turned_by_ninety_degrees_is_found(phantom, start):
     truth = rigid((90, 0, 0), (60.0, -40.0, 30.0)) @ rigid((5, 3, -4))
-    sides = [alignment.prepare(each) for each in turned_patient(phantom, truth)]
-    found, _ = alignment.linear(*sides, alignment.initial(*sides, start))
-    assert mean_error(image.affine_matrix(found), truth) < 2.0
+    sides = [linear.prepare(each) for each in turned_patient(phantom, truth)]
+    found, _ = linear.linear(*sides, linear.initial(*sides, start))
+    assert mean_error(transforms.affine_matrix(found), truth) < 2.0
 
 
 def test_auto_places_a_slab_that_aligned_centres_miss(phantom):
     truth = rigid(shift=(40.0, -60.0, 200.0))
     slab = make_grid((12, 34, 36), (3.0, 3.0, 3.0), center=(0.0, 0.0, -24.0))
     body = co.Grid(WHOLE.shape, truth @ WHOLE.affine)
-    fixed = image.image_from_array(phantom.on(slab), slab)
-    moving = image.image_from_array(inverted(phantom.on(body, moved(truth))), body)
+    fixed = conversion.image_from_array(phantom.on(slab), slab)
+    moving = conversion.image_from_array(inverted(phantom.on(body, moved(truth))), body)
     places = PLACES * (1, 1, 0.3) + (0, 0, -24)
     for start in ("auto", "features"):
-        sides = alignment.prepare(fixed), alignment.prepare(moving)
-        found, _ = alignment.linear(*sides, alignment.initial(*sides, start))
-        assert mean_error(image.affine_matrix(found), truth, places) < 3.0
+        sides = linear.prepare(fixed), linear.prepare(moving)
+        found, _ = linear.linear(*sides, linear.initial(*sides, start))
+        assert mean_error(transforms.affine_matrix(found), truth, places) < 3.0
 
 
 def test_mutual_information_is_believed_where_descriptors_do_not_disagree(phantom):
     truth = rigid((4, 0, 3), (5.0, 4.0, -3.0))
-    sides = [alignment.prepare(image.image_from_array(phantom.on(WHOLE, move), WHOLE)) for move in (None, moved(truth))]
-    assert isinstance(alignment.initial(*sides, "auto"), sitk.TranslationTransform)
+    sides = [
+        linear.prepare(conversion.image_from_array(phantom.on(WHOLE, move), WHOLE)) for move in (None, moved(truth))
+    ]
+    assert isinstance(linear.initial(*sides, "auto"), sitk.TranslationTransform)
 
 
 def test_nothing_in_common_falls_back_and_cancel_is_heard(phantom):
     noise = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=WHOLE.shape), 1).astype(np.float32)
     sides = [
-        alignment.prepare(image.image_from_array(values, WHOLE)) for values in (phantom.on(WHOLE), 300 + 100 * noise)
+        linear.prepare(conversion.image_from_array(values, WHOLE)) for values in (phantom.on(WHOLE), 300 + 100 * noise)
     ]
-    matrix = image.affine_matrix(alignment.initial(*sides, "features"))
+    matrix = transforms.affine_matrix(linear.initial(*sides, "features"))
     assert np.isfinite(matrix).all() and np.linalg.det(matrix[:3, :3]) > 0
     with pytest.raises(Cancelled):
-        alignment.initial(*sides, "features", progress=Progress(should_cancel=lambda: True))
+        linear.initial(*sides, "features", progress=Progress(should_cancel=lambda: True))

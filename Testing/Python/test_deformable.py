@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_grid, smooth_noise
-from FoundationRegLib import deformable
-from FoundationRegLib.cache import Cache
-from FoundationRegLib.deformable import Pair, deform
-from FoundationRegLib.deformation import resize, warp
+from FoundationRegLib.core.cache import Cache
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.numerics.fields import resize, warp
+from FoundationRegLib.registration import deformable, pyramid
+from FoundationRegLib.registration.deformable import deform
+from FoundationRegLib.registration.pyramid import Pair
 from FoundationRegLib.settings import Settings
 from scipy import ndimage
 
@@ -63,9 +64,9 @@ class FakeEncoder:
 @pytest.fixture
 def fake(monkeypatch):
     """Stands in for medsam-lite, whose weights a computer may lack."""
-    encoder, real = FakeEncoder(), deformable.load_encoder
+    encoder, real = FakeEncoder(), pyramid.load_encoder
     monkeypatch.setattr(
-        deformable, "load_encoder", lambda id, *a, **k: encoder if id == "medsam-lite" else real(id, *a, **k)
+        pyramid, "load_encoder", lambda id, *a, **k: encoder if id == "medsam-lite" else real(id, *a, **k)
     )
     return encoder
 
@@ -74,14 +75,14 @@ def test_numerics_run_where_simpleitk_is_absent():
     code = (
         "import sys\nsys.modules['SimpleITK'] = None\n"
         "import torch, numpy as np\n"
-        "from FoundationRegLib.deformable import Pair, deform\n"
-        "from FoundationRegLib.grid import Grid\nfrom FoundationRegLib.settings import Settings\n"
+        "from FoundationRegLib.registration.deformable import deform\nfrom FoundationRegLib.registration.pyramid import Pair\n"
+        "from FoundationRegLib.core.grid import Grid\nfrom FoundationRegLib.settings import Settings\n"
         "a = np.random.default_rng(0).random((12, 12, 12), np.float32)\nm = np.ones(a.shape, bool)\n"
         "s = Settings(encoders=(('mind', 1.0),), search_spacing_mm=4, search_range_mm=4, iterations=1)\n"
         "d = deform(Pair(Grid(a.shape, np.diag([2., 2, 2, 1])), a, a, m, m, m, m), s, torch.device('cpu'))\n"
         "assert tuple(d.displacement.shape) == (3, 6, 6, 6)\n"
     )
-    folder = Path(deformable.__file__).parents[1]
+    folder = Path(deformable.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, timeout=300)
 
 
@@ -105,7 +106,7 @@ def test_published_schedule_recovers_it_too():
 
 def test_pooling_is_the_mean_over_blocks():
     pair = make_pair(smooth_truth())
-    levels = deformable._Levels(pair, MIND, CPU, Progress(), Cache())
+    levels = pyramid._Levels(pair, MIND, CPU, Progress(), Cache())
     for factor in (2, 4):
         blocks = pair.fixed.reshape(sum(((n // factor, factor) for n in SHAPE), ()))
         np.testing.assert_allclose(levels.pooled(pair.fixed, factor).numpy(), blocks.mean((1, 3, 5)), atol=1e-5)
@@ -115,7 +116,7 @@ def test_pooling_is_the_mean_over_blocks():
 
 @pytest.mark.parametrize(("wanted", "factor"), [(4.0, 2), (6.0, 4), (8.0, 4), (0.5, 2), (12.0, 6)])
 def test_search_lattice_is_a_whole_number_of_node_blocks(wanted, factor):
-    assert deformable.search_factor(MIND.replace(search_spacing_mm=wanted), SPACING) == factor
+    assert pyramid.search_factor(MIND.replace(search_spacing_mm=wanted), SPACING) == factor
 
 
 def test_foundation_encoder_and_mind_are_combined(fake):
@@ -261,6 +262,6 @@ def test_expected_error_grows_with_both_of_its_sources():
 def test_the_grid_of_registration_holds_the_lattices_of_all_levels(levels):
     settings = MIND.replace(levels=levels, search_spacing_mm=6.0)
     for spacing in (0.7, 1.0, 1.5, 4.0):
-        multiple = deformable.lattice_multiple(settings, spacing)
-        assert multiple % deformable.search_factor(settings, spacing) == 0
+        multiple = pyramid.lattice_multiple(settings, spacing)
+        assert multiple % pyramid.search_factor(settings, spacing) == 0
         assert all(multiple % factor == 0 for factor in levels)

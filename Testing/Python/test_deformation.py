@@ -5,7 +5,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid, smooth_noise
-from FoundationRegLib import deformation, image
+from FoundationRegLib.images import conversion, resampling, transforms
+from FoundationRegLib.numerics import fields
 
 SPACING = (3.0, 2.0, 2.5)
 SHAPE = (24, 30, 28)
@@ -30,7 +31,7 @@ def inner(values, margin=6):
 
 def test_zero_displacement_reproduces_the_volume():
     volume = torch.from_numpy(smooth_noise((2, *SHAPE), 1, 0).astype(np.float32))
-    warped = deformation.warp(volume, torch.zeros(3, *SHAPE), SPACING)
+    warped = fields.warp(volume, torch.zeros(3, *SHAPE), SPACING)
     assert torch.allclose(warped, volume, atol=1e-4)
 
 
@@ -38,7 +39,7 @@ def test_warp_by_whole_voxels_shifts_the_right_axis_in_the_right_direction():
     volume = torch.arange(np.prod(SHAPE), dtype=torch.float32).reshape(1, *SHAPE)
     u = torch.zeros(3, *SHAPE)
     u[0], u[1], u[2] = 2 * SPACING[0], -1 * SPACING[1], 3 * SPACING[2]
-    warped = deformation.warp(volume, u, SPACING, padding="zeros")
+    warped = fields.warp(volume, u, SPACING, padding="zeros")
     torch.testing.assert_close(warped[:, :-2, 1:, :-3], volume[:, 2:, :-1, 3:], rtol=1e-5, atol=0.01)
     assert (warped[:, -2:] == 0).all()
 
@@ -46,9 +47,9 @@ def test_warp_by_whole_voxels_shifts_the_right_axis_in_the_right_direction():
 def test_warp_agrees_with_simpleitk(grid):
     values = smooth_noise(grid.shape, 2, 3).astype(np.float32)
     u = smooth_field(2.0, shape=grid.shape)
-    ours = deformation.warp(torch.from_numpy(values)[None], u, grid.spacing)[0].numpy()
-    moving = image.image_from_array(values, grid)
-    transform = sitk.DisplacementFieldTransform(image.field_image(u, grid))
+    ours = fields.warp(torch.from_numpy(values)[None], u, grid.spacing)[0].numpy()
+    moving = conversion.image_from_array(values, grid)
+    transform = sitk.DisplacementFieldTransform(transforms.field_image(u, grid))
     theirs = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform, sitk.sitkLinear))
     np.testing.assert_allclose(inner(ours), inner(theirs), atol=2e-3)
 
@@ -56,7 +57,7 @@ def test_warp_agrees_with_simpleitk(grid):
 def test_compose_of_linear_fields_is_the_product_of_their_matrices():
     first, second = np.diag([0.02, -0.01, 0.03]), np.array([[0, 0.02, 0], [-0.02, 0, 0], [0, 0.01, 0]])
     u, v = linear_field(second, [1.0, 0.5, -1.0]), linear_field(first, [0.5, 0.0, 1.0])
-    composed = deformation.compose(u, v, SPACING)
+    composed = fields.compose(u, v, SPACING)
     product = (np.eye(3) + second) @ (np.eye(3) + first) - np.eye(3)
     offset = (np.eye(3) + second) @ np.array([0.5, 0.0, 1.0]) + np.array([1.0, 0.5, -1.0])
     expected = linear_field(product, offset.astype(np.float32))
@@ -65,56 +66,56 @@ def test_compose_of_linear_fields_is_the_product_of_their_matrices():
 
 def test_inverse_undoes_the_field_and_tells_the_residual():
     u = smooth_field(2.0)
-    v, residual = deformation.inverse(u, SPACING, tolerance_mm=1e-3)
-    there_and_back = deformation.compose(u, v, SPACING).norm(dim=0)
+    v, residual = fields.inverse(u, SPACING, tolerance_mm=1e-3)
+    there_and_back = fields.compose(u, v, SPACING).norm(dim=0)
     assert residual <= 1e-3
     assert float(there_and_back.max()) == pytest.approx(residual, abs=1e-6)
-    back_and_there = deformation.compose(v, u, SPACING).norm(dim=0)
+    back_and_there = fields.compose(v, u, SPACING).norm(dim=0)
     assert float(inner(back_and_there).max()) < 0.2
 
 
 def test_inverse_agrees_with_simpleitk():
     grid = make_grid(SHAPE, SPACING)
     u = smooth_field(1.5)
-    ours, _ = deformation.inverse(u, SPACING, tolerance_mm=1e-3)
+    ours, _ = fields.inverse(u, SPACING, tolerance_mm=1e-3)
     theirs = sitk.InvertDisplacementField(
-        image.field_image(u, grid), 50, maxErrorToleranceThreshold=1e-3, meanErrorToleranceThreshold=1e-4
+        transforms.field_image(u, grid), 50, maxErrorToleranceThreshold=1e-3, meanErrorToleranceThreshold=1e-4
     )
-    assert np.abs(inner(ours.numpy() - image.displacement_of(theirs))).max() < 0.05
+    assert np.abs(inner(ours.numpy() - transforms.displacement_of(theirs))).max() < 0.05
 
 
 def test_inverse_of_a_folded_field_is_reported():
-    _, residual = deformation.inverse(smooth_field(12.0, sigma=2), SPACING)
+    _, residual = fields.inverse(smooth_field(12.0, sigma=2), SPACING)
     assert residual > 0.5
 
 
 def test_jacobian_of_a_linear_field_is_its_determinant_up_to_the_border():
     matrix = np.array([[0.1, 0.2, -0.1], [0.05, -0.2, 0.1], [0.3, 0.1, 0.15]])
-    jacobian = deformation.jacobian_determinant(linear_field(matrix, [0.0, 1.0, 2.0]), SPACING)
+    jacobian = fields.jacobian_determinant(linear_field(matrix, [0.0, 1.0, 2.0]), SPACING)
     np.testing.assert_allclose(jacobian.numpy(), np.linalg.det(np.eye(3) + matrix), atol=1e-3)
 
 
 def test_jacobian_agrees_with_simpleitk():
     u = smooth_field(6.0)
-    ours = deformation.jacobian_determinant(u, SPACING).numpy()
+    ours = fields.jacobian_determinant(u, SPACING).numpy()
     # ITK's filter disregards directions, so it is right on axial grids only.
-    field = image.field_image(u, make_grid(SHAPE, SPACING))
+    field = transforms.field_image(u, make_grid(SHAPE, SPACING))
     theirs = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))
     np.testing.assert_allclose(inner(ours, 1), inner(theirs, 1), atol=1e-3)
 
 
 def test_jacobian_of_one_slice_is_finite():
-    assert torch.isfinite(deformation.jacobian_determinant(smooth_field(1.0, shape=(1, 9, 9)), SPACING)).all()
+    assert torch.isfinite(fields.jacobian_determinant(smooth_field(1.0, shape=(1, 9, 9)), SPACING)).all()
 
 
 def test_folding_and_spread_of_known_fields():
     mirrored = linear_field(np.diag([-2.0, 0, 0]), [0.0, 0, 0])
-    assert deformation.folded_percent(mirrored, SPACING) == 100
+    assert fields.folded_percent(mirrored, SPACING) == 100
     doubled = linear_field(np.diag([1.0, 0, 0]), [0.0, 0, 0])
-    assert deformation.folded_percent(doubled, SPACING) == 0
-    assert deformation.sd_log_jacobian(doubled, SPACING) == pytest.approx(0, abs=1e-4)
+    assert fields.folded_percent(doubled, SPACING) == 0
+    assert fields.sd_log_jacobian(doubled, SPACING) == pytest.approx(0, abs=1e-4)
     half = torch.cat([mirrored[:, : SHAPE[0] // 2], doubled[:, SHAPE[0] // 2 :]], dim=1)
-    assert 45 < deformation.folded_percent(half, SPACING) < 60
+    assert 45 < fields.folded_percent(half, SPACING) < 60
 
 
 def test_exponential_of_a_linear_velocity_is_the_matrix_exponential():
@@ -123,21 +124,21 @@ def test_exponential_of_a_linear_velocity_is_the_matrix_exponential():
     expected = (vectors @ np.diag(np.exp(values)) @ np.linalg.inv(vectors)).real - np.eye(3)
     middle = (np.array(SHAPE) - 1) / 2 * SPACING
     velocity = linear_field(generator, (-generator @ middle).astype(np.float32))
-    u = deformation.exponential(velocity, SPACING, steps=8)
+    u = fields.exponential(velocity, SPACING, steps=8)
     truth = linear_field(expected, (-expected @ middle).astype(np.float32))
     assert (inner(u - truth, 9).norm(dim=0).max() / inner(truth, 9).norm(dim=0).max()) < 0.01
 
 
 def test_exponentials_of_opposite_velocities_undo_each_other_and_never_fold():
     velocity = smooth_field(4.0, sigma=4)
-    forward, back = (deformation.exponential(s * velocity, SPACING) for s in (1, -1))
-    assert float(inner(deformation.compose(forward, back, SPACING)).norm(dim=0).mean()) < 0.15
-    assert deformation.folded_percent(forward, SPACING) == 0
+    forward, back = (fields.exponential(s * velocity, SPACING) for s in (1, -1))
+    assert float(inner(fields.compose(forward, back, SPACING)).norm(dim=0).mean()) < 0.15
+    assert fields.folded_percent(forward, SPACING) == 0
 
 
 def test_resize_keeps_millimetres_and_physical_places():
     u = linear_field(np.diag([0.1, 0.05, -0.1]), [1.0, 2.0, 3.0])
-    coarse = deformation.resize(u, (12, 15, 14))
+    coarse = fields.resize(u, (12, 15, 14))
     x = (torch.from_numpy(np.indices((12, 15, 14)).astype(np.float32)) + 0.5) * 2 - 0.5
     x = x * torch.tensor(SPACING).reshape(3, 1, 1, 1)
     slope, offset = (torch.tensor(v).reshape(3, 1, 1, 1) for v in ([0.1, 0.05, -0.1], [1.0, 2.0, 3.0]))
@@ -147,10 +148,10 @@ def test_resize_keeps_millimetres_and_physical_places():
 def test_resample_between_turned_grids_keeps_the_vectors_in_space(grid):
     source = make_grid((40, 48, 44), (3.5, 2.5, 2.5))
     u = smooth_field(5.0, shape=source.shape, sigma=8)
-    ours = image.field_image(deformation.resample(u, source, grid), grid)
-    field = image.field_image(u, source)
+    ours = transforms.field_image(fields.resample(u, source, grid), grid)
+    field = transforms.field_image(u, source)
     theirs = sitk.Resample(field, ours, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear)
-    inside = image.validity(field, grid)
+    inside = resampling.validity(field, grid)
     assert inside.mean() > 0.5
     difference = sitk.GetArrayFromImage(ours) - sitk.GetArrayFromImage(theirs)
     assert np.abs(difference[inside]).max() < 0.01
@@ -159,5 +160,5 @@ def test_resample_between_turned_grids_keeps_the_vectors_in_space(grid):
 def test_gradients_flow_through_warp_and_exponential():
     velocity = smooth_field(1.0).requires_grad_()
     volume = torch.from_numpy(smooth_noise((1, *SHAPE), 2, 1).astype(np.float32))
-    deformation.warp(volume, deformation.exponential(velocity, SPACING), SPACING).square().mean().backward()
+    fields.warp(volume, fields.exponential(velocity, SPACING), SPACING).square().mean().backward()
     assert float(velocity.grad.abs().max()) > 0

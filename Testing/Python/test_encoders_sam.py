@@ -5,10 +5,12 @@ import importlib.util
 import pytest
 import torch
 import torch.nn.functional as F
-from FoundationRegLib import weights
-from FoundationRegLib.encoders import catalogue, load_encoder, sam
+from FoundationRegLib.encoders import sam
+from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.sam import SIZES, build_sam, new_vit, relative_positions, resized_positions
 from FoundationRegLib.errors import WeightsError
+from FoundationRegLib.weights import store
+from FoundationRegLib.weights.catalogue import catalogue
 
 if importlib.util.find_spec("segment_anything") is None:
     pytest.skip("segment-anything is not installed", allow_module_level=True)
@@ -203,8 +205,8 @@ def test_the_relatives_agree_by_way_of_import_and_load(id, tmp_path, monkeypatch
     item = catalogue()[id]
     vit = randomised(new_vit("vit_b"))
     path = published(tmp_path / "file.pth", vit, prefix="module." if id == "sslsam" else "image_encoder.")
-    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
-    weights.import_file(id, path)
+    monkeypatch.setattr(store, "_folder", tmp_path / "models")
+    store.import_file(id, path)
     gray = torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(item.options[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     plain = original_at(vit, "vit_b", 256)

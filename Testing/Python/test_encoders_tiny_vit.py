@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from FoundationRegLib import weights
-from FoundationRegLib.encoders import entry, load_encoder, tiny_vit
+from FoundationRegLib.encoders import tiny_vit
 from FoundationRegLib.encoders.base import SliceEncoder
+from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.tiny_vit import AttentionBlock, ConvNorm, MBConv, TinyViT
 from FoundationRegLib.errors import WeightsError
+from FoundationRegLib.weights import store
+from FoundationRegLib.weights.catalogue import entry
 
 
 def randomised(network, seed=0):
@@ -23,7 +25,7 @@ def randomised(network, seed=0):
 @pytest.fixture(scope="module")
 def medsam_lite():
     try:
-        weights.ensure(entry("medsam-lite"))
+        store.ensure(entry("medsam-lite"))
     except WeightsError as reason:
         pytest.skip(str(reason))
     return load_encoder("medsam-lite", precision="float32")

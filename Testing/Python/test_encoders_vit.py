@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from FoundationRegLib import weights
-from FoundationRegLib.encoders import catalogue, load_encoder
-from FoundationRegLib.encoders.checkpoints import read_checkpoint
+from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer, build_vit
 from FoundationRegLib.errors import WeightsError
+from FoundationRegLib.weights import store
+from FoundationRegLib.weights.catalogue import catalogue
+from FoundationRegLib.weights.checkpoints import read_checkpoint
 from safetensors.torch import save_file
 
 transformers = pytest.importorskip("transformers")
@@ -289,8 +290,8 @@ def test_models_of_full_size_agree_by_way_of_import_and_load(id, tmp_path, monke
     expected = tokens(model, (gray.expand(-1, 3, -1, -1) - mean) / std, patch, extra)
     model.save_pretrained(tmp_path / "published")
     del model
-    monkeypatch.setattr(weights, "_folder", tmp_path / "models")
-    weights.import_file(id, tmp_path / "published")
+    monkeypatch.setattr(store, "_folder", tmp_path / "models")
+    store.import_file(id, tmp_path / "published")
     encoder = load_encoder(id)
     assert encoder.channels == item.channels and (encoder(gray) - expected).abs().max() < 1e-4
     del encoder

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from FoundationRegLib import batches, features
+from FoundationRegLib.core.grid import Grid
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.encoders.base import SliceEncoder, VolumeEncoder
 from FoundationRegLib.errors import Cancelled, InputError, OutOfMemory
-from FoundationRegLib.features import SharedPCA, encode, encode_shared, foreground_box, place
-from FoundationRegLib.grid import Grid
-from FoundationRegLib.progress import Progress
-from FoundationRegLib.raster import token_weights
-from FoundationRegLib.slicing import plane_axes
+from FoundationRegLib.features import batching, extraction
+from FoundationRegLib.features.extraction import SharedPCA, encode, encode_shared, foreground_box, place
+from FoundationRegLib.features.raster import token_weights
+from FoundationRegLib.features.slicing import plane_axes
 
 
 class Pooling:
@@ -270,12 +270,12 @@ def test_a_full_memory_halves_what_goes_at_a_time_and_keeps_the_order(device, mo
         seen.append(len(jobs))
         return [torch.tensor(float(job)) for job in jobs]
 
-    batches.run(range(7), work, lambda job, made: taken.append((job, int(made))), 5, torch.device(device), Progress())
+    batching.run(range(7), work, lambda job, made: taken.append((job, int(made))), 5, torch.device(device), Progress())
     assert taken == [(n, n) for n in range(7)]
     assert seen[-4:] == [1, 1, 1, 1] if device == "cpu" else seen == [2, 2, 2, 1]
     limit = 0
     with pytest.raises(OutOfMemory, match="fewer encoder pixels"):
-        batches.run([0], work, lambda *_: None, 5, torch.device(device), Progress())
+        batching.run([0], work, lambda *_: None, 5, torch.device(device), Progress())
 
 
 class Patches(Pooling):
@@ -350,7 +350,7 @@ def test_the_memory_limit_bounds_what_tokens_take():
 
     def megabytes(limit_gb):
         command = [sys.executable, "-c", MEMORY, str(limit_gb)]
-        folder = Path(features.__file__).parents[1]
+        folder = Path(extraction.__file__).parents[2]
         done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
         return float(done.stdout)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import make_grid
-from FoundationRegLib.grid import Grid
+from FoundationRegLib.core.grid import Grid
 
 
 def test_points_and_indices_undo_each_other(grid):

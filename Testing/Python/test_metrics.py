@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import make_grid, rotation, smooth_noise
-from FoundationRegLib import image, metrics
 from FoundationRegLib.errors import InputError
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images import conversion, transforms
 from scipy import ndimage
 
 
@@ -52,9 +53,9 @@ def test_label_scores_pass_labels_through_the_transform(grid):
     labels = np.zeros(grid.shape, np.int16)
     labels[ball(grid.shape, (15, 20, 20), 7)] = 4
     labels[ball(grid.shape, (20, 30, 12), 5)] = 9
-    fixed = image.image_from_array(labels, grid)
+    fixed = conversion.image_from_array(labels, grid)
     shift = 3 * grid.spacing[2] * grid.direction[:, 2]
-    moving = image.image_from_array(np.roll(labels, 3, axis=2), grid)
+    moving = conversion.image_from_array(np.roll(labels, 3, axis=2), grid)
     found = metrics.label_scores(fixed, moving, sitk.TranslationTransform(3, shift.tolist()))
     assert found["dice_per_label"] == {4: 1.0, 9: 1.0} and found["hd95_mm"] == 0
     before = metrics.label_scores(fixed, moving, sitk.Transform(3, sitk.sitkIdentity))
@@ -65,7 +66,7 @@ def test_label_scores_pass_labels_through_the_transform(grid):
 
 def test_labels_without_common_values_are_an_input_error():
     grid = make_grid((6, 6, 6))
-    one, two = (image.image_from_array(np.full(grid.shape, n, np.uint8), grid) for n in (1, 2))
+    one, two = (conversion.image_from_array(np.full(grid.shape, n, np.uint8), grid) for n in (1, 2))
     with pytest.raises(InputError, match="no value in common: 1 in the fixed, 2 in the moving"):
         metrics.common_labels(one, two)
 
@@ -84,11 +85,11 @@ def test_jacobian_does_not_depend_on_how_the_grid_is_turned(grid):
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
     place = points @ along
     vectors = (10 * np.sin(place / 25))[..., None] * along
-    transform = sitk.DisplacementFieldTransform(image.image_from_array(vectors, grid))
-    volume = image.image_from_array(np.zeros(grid.shape, np.float32), grid)
+    transform = sitk.DisplacementFieldTransform(conversion.image_from_array(vectors, grid))
+    volume = conversion.image_from_array(np.zeros(grid.shape, np.float32), grid)
     found = metrics.jacobian(transform, volume)
     expected = 1 + 10 / 25 * np.cos(place / 25)
-    assert image.grid_of(found) == grid
+    assert conversion.grid_of(found) == grid
     array = sitk.GetArrayFromImage(found)
     np.testing.assert_allclose(array[1:-1, 1:-1, 1:-1], expected[1:-1, 1:-1, 1:-1], atol=2e-3)
     np.testing.assert_allclose(array, expected, atol=0.04)
@@ -101,9 +102,9 @@ def test_jacobian_agrees_with_simpleitk_on_an_axial_grid(slices, monkeypatch):
     grid = make_grid()
     monkeypatch.setattr(metrics, "_SLAB_VOXELS", slices * grid.shape[1] * grid.shape[2])
     u = np.stack([smooth_noise(grid.shape, 3, n) for n in range(3)]) * 4
-    transform = sitk.DisplacementFieldTransform(image.field_image(u, grid))
-    volume = image.image_from_array(np.zeros(grid.shape, np.float32), grid)
-    theirs = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(image.field_image(u, grid)))
+    transform = sitk.DisplacementFieldTransform(transforms.field_image(u, grid))
+    volume = conversion.image_from_array(np.zeros(grid.shape, np.float32), grid)
+    theirs = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(transforms.field_image(u, grid)))
     inner = (slice(1, -1),) * 3
     np.testing.assert_allclose(
         sitk.GetArrayFromImage(metrics.jacobian(transform, volume))[inner], theirs[inner], atol=1e-5
@@ -134,8 +135,8 @@ def test_normalized_mutual_information_of_known_pairs():
 def test_evaluate_has_the_agreed_keys_and_improves_with_the_true_transform(phantom):
     grid = make_grid((30, 30, 30), (3.0, 3.0, 3.0))
     truth = sitk.TranslationTransform(3, (6.0, -3.0, 3.0))
-    fixed = image.image_from_array(phantom.on(grid), grid)
-    moving = image.image_from_array(phantom.on(grid, lambda p: p - (6.0, -3.0, 3.0)), grid)
+    fixed = conversion.image_from_array(phantom.on(grid), grid)
+    moving = conversion.image_from_array(phantom.on(grid, lambda p: p - (6.0, -3.0, 3.0)), grid)
     labels = [sitk.Cast(i > 250, sitk.sitkUInt8) for i in (fixed, moving)]
     points = np.random.default_rng(0).uniform(-20, 20, (12, 3))
     extras = (*labels, points, points + np.array((6.0, -3.0, 3.0)))

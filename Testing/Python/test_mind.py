@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from FoundationRegLib.encoders import load_encoder, mind
+from FoundationRegLib.encoders import mind
 from FoundationRegLib.encoders.base import VolumeEncoder
+from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.mind import MIRRORED, PAIRS, Mind, bell_mean, box_mean
 from scipy import ndimage, special
 

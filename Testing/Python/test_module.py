@@ -66,7 +66,7 @@ def test_every_bound_parameter_exists_and_every_widget_has_a_tooltip(panel):
 
 
 def test_the_panel_works_without_torch(panel, bench, monkeypatch):
-    from FoundationRegLib.slicer import dependencies
+    from FoundationRegLib.slicer.panel import dependencies
 
     monkeypatch.setattr(dependencies, "torch_version", lambda: None)
     panel.panel._device = ""
@@ -115,7 +115,7 @@ def test_presets_set_the_advanced_values_and_tell_of_changes(panel, bench):
     for name in preset_names():
         ui.presetComboBox.currentIndex = ui.presetComboBox.findData(name)
         bench.process_events()
-        from FoundationRegLib.slicer import parameters
+        from FoundationRegLib.slicer.panel import parameters
 
         ours, expected = parameters.settings_of(node).to_dict(), Settings.from_preset(name).to_dict()
         assert ours == expected
@@ -140,7 +140,7 @@ def test_presets_and_encoders_of_another_version_are_replaced(panel, bench):
 
 
 def test_an_encoder_is_combined_with_mind_when_wanted(panel, bench):
-    from FoundationRegLib.slicer import parameters
+    from FoundationRegLib.slicer.panel import parameters
 
     ui, node = panel.ui, panel._parameterNode
     ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData("medsam-lite")
@@ -230,7 +230,7 @@ def test_the_console_examples(panel, bench):
 
 def test_the_phantom_pair_is_registered_as_sample_data(panel, bench):
     import SampleData
-    from FoundationRegLib.slicer import nodes, samples
+    from FoundationRegLib.slicer.scene import nodes, samples
 
     from FoundationReg import registerSampleData
 

@@ -23,14 +23,14 @@ def test_a_download_is_asked_for_with_size_and_licence(panel, bench, fake_channe
 
 
 def test_weights_are_verified_by_a_click_and_gated_ones_name_their_page(panel, bench, fake_channel):
-    from FoundationRegLib import weights
-    from FoundationRegLib.encoders import entry
+    from FoundationRegLib.weights import store
+    from FoundationRegLib.weights.catalogue import entry
 
     ui = panel.ui
     ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData("dinov3-s")
     assert "huggingface.co/facebook/dinov3-vits16" in ui.encoderStateLabel.text and not ui.verifyButton.enabled
     fake_channel.close()
-    place = weights.models_folder() / "medsam-lite" / entry("medsam-lite").weights.file
+    place = store.models_folder() / "medsam-lite" / entry("medsam-lite").weights.file
     place.parent.mkdir(parents=True)
     place.write_bytes(b"damaged")
     ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData("medsam-lite")
@@ -43,14 +43,14 @@ def test_weights_are_verified_by_a_click_and_gated_ones_name_their_page(panel, b
 
 
 def test_the_folder_of_weights_can_be_changed_and_cleared(panel, bench, tmp_path):
-    from FoundationRegLib import weights
-    from FoundationRegLib.slicer import models
+    from FoundationRegLib.slicer.panel import availability
+    from FoundationRegLib.weights import store
 
     other = tmp_path / "other"
     try:
         panel.panel.models.setFolder(str(other))
-        assert weights.models_folder() == other
-        assert slicer.app.userSettings().value(models.FOLDER_SETTING) == str(other)
+        assert store.models_folder() == other
+        assert slicer.app.userSettings().value(availability.FOLDER_SETTING) == str(other)
         assert str(other) in panel.ui.modelsFolderLabel.text
         kept, ours = other / "mine" / "file.bin", other / "medsam-lite" / "lite_medsam.pth"
         for path in (kept, ours):
@@ -64,12 +64,12 @@ def test_the_folder_of_weights_can_be_changed_and_cleared(panel, bench, tmp_path
             click(bench, panel.ui.clearFolderButton)
         assert kept.exists() and not ours.exists()
     finally:
-        slicer.app.userSettings().remove(models.FOLDER_SETTING)
+        slicer.app.userSettings().remove(availability.FOLDER_SETTING)
 
 
 def test_a_program_of_ones_own_runs_only_after_a_yes_to_its_content(panel, bench, tmp_path, monkeypatch):
     import qt
-    from FoundationRegLib import consent
+    from FoundationRegLib.weights import trust
 
     ui, node = panel.ui, panel._parameterNode
     path = tmp_path / "mine.pt"
@@ -79,12 +79,12 @@ def test_a_program_of_ones_own_runs_only_after_a_yes_to_its_content(panel, bench
     chooser = next(n for n in range(ui.encoderComboBox.count) if "TorchScript" in ui.encoderComboBox.itemText(n))
     with bench.dialogs.answering("No") as seen:
         ui.encoderComboBox.currentIndex = chooser
-    assert str(path) in seen[0] and consent.digest(path)[:12] in seen[0] and "program" in seen[0]
+    assert str(path) in seen[0] and trust.digest(path)[:12] in seen[0] and "program" in seen[0]
     assert node.encoder == "mind" == ui.encoderComboBox.itemData(ui.encoderComboBox.currentIndex)
     with bench.dialogs.answering("Yes"):
         ui.encoderComboBox.currentIndex = ui.encoderComboBox.findText(ui.encoderComboBox.itemText(chooser))
     assert node.encoder == str(path) and ui.encoderComboBox.currentText == "mine.pt"
-    assert ui.encoderStateLabel.text == "Ready." and consent.digest(path) in consent.kept()
+    assert ui.encoderStateLabel.text == "Ready." and trust.digest(path) in trust.kept()
     run(panel, bench)
     assert ui.outputTransformSelector.currentNode() is not None
 
@@ -101,7 +101,7 @@ def test_a_program_of_ones_own_runs_only_after_a_yes_to_its_content(panel, bench
     bench.process_events()
     with bench.dialogs.answering("OK"):
         click(bench, ui.removeButton)
-    assert "asked before it runs" in ui.encoderStateLabel.text and not consent.kept()
+    assert "asked before it runs" in ui.encoderStateLabel.text and not trust.kept()
 
     path.unlink()
     panel.panel.update()
@@ -126,7 +126,7 @@ def test_a_transformers_folder_is_chosen_without_a_question(panel, bench, tmp_pa
 
 
 def test_encoder_choices_reach_the_settings(panel, bench):
-    from FoundationRegLib.slicer import parameters
+    from FoundationRegLib.slicer.panel import parameters
 
     ui, node = panel.ui, panel._parameterNode
     ui.encoderLayersEdit.text = "5, -1"

@@ -30,9 +30,9 @@ def real(bench, loaded):
     """The opened panel with a channel to the real worker, on an empty scene."""
     import sys
 
-    from FoundationRegLib.slicer import pump
-    from FoundationRegLib.slicer.channel import Channel
-    from FoundationRegLib.slicer.process import WorkerProcess
+    from FoundationRegLib.slicer.client import pump
+    from FoundationRegLib.slicer.client.channel import Channel
+    from FoundationRegLib.slicer.client.process import WorkerProcess
 
     command = [sys.executable, "-P", "-m", "FoundationRegLib.worker"]
     pump.use_channel(Channel(WorkerProcess(command, {"OMP_NUM_THREADS": "2"})))
@@ -45,7 +45,7 @@ def real(bench, loaded):
 
 
 def test_a_known_deformation_is_found_and_refined_again_by_the_slider(real, bench, phantom):
-    from FoundationRegLib.slicer import nodes, results
+    from FoundationRegLib.slicer.scene import nodes, results
 
     fixed_grid, moving_grid = make_grid(), make_grid(**TURNED)
     volumes = {}

@@ -85,7 +85,7 @@ def test_difference_is_dark_where_both_sides_agree(panel, bench):
     same = add_volume(array, "anisotropic oblique", "same")
     shift = np.eye(4)
     shift[0, 3] = -3.0  # RAS: x of LPS, turned around
-    from FoundationRegLib.slicer import nodes
+    from FoundationRegLib.slicer.scene import nodes
 
     matrix = shift @ nodes.ijk_to_ras(nodes.volume_grid(same))
     same.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
@@ -133,7 +133,7 @@ def test_before_goes_back_to_the_initial_transform(panel, bench):
 
 @pytest.mark.parametrize("how", ["grid", "arrows", "contours"])
 def test_the_deformation_is_drawn_and_goes_away(reviewed, bench, how):
-    from FoundationRegLib.slicer import nodes, results
+    from FoundationRegLib.slicer.scene import nodes, results
 
     fixed, moving = (getattr(reviewed.ui, name).currentNode() for name in ("fixedSelector", "movingSelector"))
     grid = nodes.volume_grid(fixed).with_spacing(3.0)
@@ -168,7 +168,7 @@ def test_the_deformation_appears_in_3d(reviewed, bench):
 
 
 def test_the_jacobian_is_laid_over(reviewed, bench):
-    from FoundationRegLib.slicer import nodes, results
+    from FoundationRegLib.slicer.scene import nodes, results
 
     fixed, moving = (getattr(reviewed.ui, name).currentNode() for name in ("fixedSelector", "movingSelector"))
     grid = nodes.volume_grid(fixed).with_spacing(3.0)

@@ -117,7 +117,7 @@ def test_closing_the_scene_during_the_run(panel, bench, fake_channel):
 
 
 def test_moving_the_smoothness_refines_again_with_the_warm_worker(panel, bench, fake_channel):
-    from FoundationRegLib.slicer import results
+    from FoundationRegLib.slicer.scene import results
 
     prepare(panel, bench)
     run(panel, bench)

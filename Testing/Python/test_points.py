@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.points import Points, read_points, transform_points, write_points
+from FoundationRegLib.images.landmarks import Points, read_points, transform_points, write_points
 
 LPS = np.array([[-1.0, -2.0, 3.0], [-4.0, -5.5, 6.0]])
 

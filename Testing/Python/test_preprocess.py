@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import make_grid, smooth_noise
-from FoundationRegLib import image, preprocess
+from FoundationRegLib.images import conversion, preprocessing
 
 SHAPE, SPACING = (40, 60, 64), (3.0, 2.5, 2.5)
 
@@ -40,41 +40,41 @@ def overlap(a, b):
 
 
 def test_hounsfield_images_are_told_from_magnetic_resonance():
-    assert preprocess.intensity_kind(ct()) == "ct"
-    assert preprocess.intensity_kind(image.image_from_array(ct().astype(np.int16), make_grid(SHAPE))) == "ct"
-    assert preprocess.intensity_kind(mr(HEAD)) == "mr"
+    assert preprocessing.intensity_kind(ct()) == "ct"
+    assert preprocessing.intensity_kind(conversion.image_from_array(ct().astype(np.int16), make_grid(SHAPE))) == "ct"
+    assert preprocessing.intensity_kind(mr(HEAD)) == "mr"
     standardised = mr(HEAD)
-    assert preprocess.intensity_kind((standardised - standardised.mean()) / standardised.std()) == "mr"
+    assert preprocessing.intensity_kind((standardised - standardised.mean()) / standardised.std()) == "mr"
 
 
 def test_window_is_wide_for_a_chest_and_narrow_for_a_belly():
     chest = ct()
-    assert preprocess.ct_window(chest, BODY) == preprocess.LUNG_WINDOW
+    assert preprocessing.ct_window(chest, BODY) == preprocessing.LUNG_WINDOW
     belly = np.where(LUNGS, 40, chest)
-    assert preprocess.ct_window(belly, BODY) == preprocess.SOFT_TISSUE_WINDOW
+    assert preprocessing.ct_window(belly, BODY) == preprocessing.SOFT_TISSUE_WINDOW
 
 
 def test_ct_mask_is_the_body_with_lungs_without_table():
-    mask = preprocess.foreground_mask(ct(), "ct", SPACING)
+    mask = preprocessing.foreground_mask(ct(), "ct", SPACING)
     assert overlap(mask, BODY) > 0.95
     assert mask[LUNGS].mean() > 0.98
     assert not mask[:, 57, 12:20].any()
 
 
 def test_mr_mask_leaves_noise_out():
-    mask = preprocess.foreground_mask(mr(HEAD), "mr", SPACING)
+    mask = preprocessing.foreground_mask(mr(HEAD), "mr", SPACING)
     assert overlap(mask, HEAD) > 0.92
     assert mask[HEAD].mean() > 0.98
 
 
 def test_mr_mask_keeps_dark_organs_inside_the_body():
-    mask = preprocess.foreground_mask(mr(BODY & ~LUNGS), "mr", SPACING)
+    mask = preprocessing.foreground_mask(mr(BODY & ~LUNGS), "mr", SPACING)
     assert mask[LUNGS & BODY].mean() > 0.95
 
 
 def test_skull_stripped_mask_is_what_is_not_zero():
     values = np.where(HEAD, mr(HEAD) + 1, 0)
-    mask = preprocess.foreground_mask(values, "mr", SPACING)
+    mask = preprocessing.foreground_mask(values, "mr", SPACING)
     assert overlap(mask, HEAD) > 0.95 and mask[HEAD].mean() > 0.98
 
 
@@ -82,16 +82,16 @@ def test_skull_stripped_mask_is_what_is_not_zero():
 def test_mask_is_everything_when_no_body_stands_out(values):
     values = values.copy()
     values[0, 0, 0] += 1
-    mask = preprocess.foreground_mask(values, "mr", SPACING)
+    mask = preprocessing.foreground_mask(values, "mr", SPACING)
     assert mask.shape == SHAPE and (mask.all() or mask.mean() > 0.02)
 
 
 def test_scaled_values_ignore_outliers_and_stay_in_range():
     values = mr(HEAD)
-    scaled = preprocess.scale_intensity(values, "mr", mask=HEAD)
+    scaled = preprocessing.scale_intensity(values, "mr", mask=HEAD)
     bright = values.copy()
     bright[20, 30, 32] = 1e6
-    again = preprocess.scale_intensity(bright, "mr", mask=HEAD)
+    again = preprocessing.scale_intensity(bright, "mr", mask=HEAD)
     assert scaled.dtype == np.float32 and scaled.min() == 0 and scaled.max() == 1
     assert np.abs(again - scaled)[bright < 1e6].max() < 0.01
     low, high = np.percentile(values[HEAD], [1, 99.5])
@@ -100,18 +100,18 @@ def test_scaled_values_ignore_outliers_and_stay_in_range():
 
 
 def test_a_given_window_is_used_as_it_is():
-    scaled = preprocess.scale_intensity(np.array([[[-2000.0, -100, 0, 100, 3000]]]), "ct", (-100.0, 100.0))
+    scaled = preprocessing.scale_intensity(np.array([[[-2000.0, -100, 0, 100, 3000]]]), "ct", (-100.0, 100.0))
     np.testing.assert_allclose(scaled, [[[0, 0, 0.5, 1, 1]]])
 
 
 def test_constant_foreground_does_not_divide_by_zero():
-    assert np.isfinite(preprocess.scale_intensity(np.full(SHAPE, 7.0), "mr")).all()
+    assert np.isfinite(preprocessing.scale_intensity(np.full(SHAPE, 7.0), "mr")).all()
 
 
 def test_working_grid_covers_the_body_and_its_margin(grid):
     body = np.zeros(grid.shape, bool)
     body[5:20, 10:31, 8:30] = True
-    working = preprocess.working_grid(grid, body, 2.8, 6.0)
+    working = preprocessing.working_grid(grid, body, 2.8, 6.0)
     np.testing.assert_allclose(working.spacing, 2.8)
     np.testing.assert_allclose(working.direction, grid.direction, atol=1e-12)
     faces = grid.padded((-5, -10, -8), np.array((20, 31, 30)) - grid.shape).corners()
@@ -125,13 +125,13 @@ def test_working_grid_covers_the_body_and_its_margin(grid):
 
 def test_working_grid_without_a_body_covers_the_image(grid):
     for empty in (None, np.zeros(grid.shape, bool)):
-        working = preprocess.working_grid(grid, empty, 3.0)
+        working = preprocessing.working_grid(grid, empty, 3.0)
         index = working.indices(grid.corners())
         assert (index.min(0) >= -0.5 - 1e-6).all() and (index.max(0) <= np.array(working.shape) - 0.5 + 1e-6).all()
 
 
 def test_default_spacing_is_the_finest_until_there_are_too_many_voxels():
-    assert preprocess.default_spacing(make_grid((40, 50, 60), (4.0, 1.5, 1.5))) == 1.5
+    assert preprocessing.default_spacing(make_grid((40, 50, 60), (4.0, 1.5, 1.5))) == 1.5
     large = make_grid((500, 512, 512), (1.0, 0.7, 0.7))
-    spacing = preprocess.default_spacing(large, voxels=1_000_000)
+    spacing = preprocessing.default_spacing(large, voxels=1_000_000)
     assert np.prod(large.extent / spacing) == pytest.approx(1_000_000, rel=0.01)

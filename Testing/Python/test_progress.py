@@ -1,8 +1,8 @@
 """The progress bar's arithmetic, and how a job is told to stop."""
 
 import pytest
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled
-from FoundationRegLib.progress import Progress
 
 
 def test_nested_stages_fill_the_bar_once():

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import smooth_noise
-from FoundationRegLib import refinement
-from FoundationRegLib.deformation import exponential, folded_percent, jacobian_determinant, resize, warp
 from FoundationRegLib.errors import Cancelled
-from FoundationRegLib.refinement import FeaturePair
-from FoundationRegLib.regularisation import Regulariser
+from FoundationRegLib.numerics import adam, data_term, filters, gauss_newton
+from FoundationRegLib.numerics.data_term import FeaturePair
+from FoundationRegLib.numerics.fields import exponential, folded_percent, jacobian_determinant, resize, warp
+from FoundationRegLib.numerics.regularisation import Regulariser
 from scipy import ndimage
 
 SHAPE = (24, 28, 26)
@@ -47,7 +47,7 @@ def refined(pair, start=None, weight=None, **options):
         "nodes": tuple(n // 2 for n in shape), "regulariser": Regulariser(0.02, 0.02), "iterations": 12
     } | options  # fmt: skip
     weight = torch.ones(shape) if weight is None else weight
-    return refinement.gauss_newton([pair], start, SPACING, weight, **options)
+    return gauss_newton.gauss_newton([pair], start, SPACING, weight, **options)
 
 
 @pytest.mark.parametrize("diffeomorphic", [False, True])
@@ -110,7 +110,7 @@ def test_pull_and_curvature_are_the_derivatives_of_the_energy(every):
     energy = 0.5 * (squared(at) / (len(pair.fixed) * noise)).sum() / every**3
     (gradient,) = torch.autograd.grad(energy, at, create_graph=True)
     fine = (at.detach() * every).repeat_interleave(every, 1).repeat_interleave(every, 2).repeat_interleave(every, 3)
-    curvature, pull, loss = refinement._Way(1, [pair], weight, torch.ones(SHAPE), every).linearised(fine)
+    curvature, pull, loss = data_term._Way(1, [pair], weight, torch.ones(SHAPE), every).linearised(fine)
     assert loss == pytest.approx(float(noise), rel=1e-4)
     torch.testing.assert_close(pull[INNER], -gradient.detach()[INNER], rtol=2e-3, atol=2e-3)
     number = 0
@@ -129,13 +129,13 @@ def test_parts_do_not_change_the_equations(monkeypatch):
     shift = torch.from_numpy(smooth_field(0.7, seed=9))
 
     def equations():
-        return refinement._Way(1, [pair], weight, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)), 2)
+        return data_term._Way(1, [pair], weight, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)), 2)
 
-    monkeypatch.setattr(refinement, "_parts", lambda weight, *_: [tuple(slice(0, n) for n in weight.shape)])
+    monkeypatch.setattr(data_term, "_parts", lambda weight, *_: [tuple(slice(0, n) for n in weight.shape)])
     whole = equations().linearised(shift)
     monkeypatch.undo()
     assert equations().parts == [(slice(0, 24), slice(6, 28), slice(0, 22))]
-    monkeypatch.setattr(refinement, "_PART_VALUES", 1)
+    monkeypatch.setattr(data_term, "_PART_VALUES", 1)
     cut = equations()
     assert len(cut.parts) == 11, "planes 12 and 13 are empty"
     for a, b in zip(whole, cut.linearised(shift), strict=True):
@@ -160,11 +160,11 @@ def test_standardised_features_have_mean_zero_and_power_one_inside_of_the_mask()
     rng = np.random.default_rng(0)
     mask = torch.from_numpy(rng.random(SHAPE) < 0.4)
     features = [torch.from_numpy((7 * rng.normal(size=(3, *SHAPE)) + shift).astype(np.float32)) for shift in (10, 14)]
-    fixed, moving = refinement.standardised(*features, mask)
+    fixed, moving = data_term.standardised(*features, mask)
     both = torch.cat([fixed[:, mask], moving[:, mask]], 1)
     torch.testing.assert_close(both.mean(1), torch.zeros(3), atol=1e-3, rtol=0)
     assert float(both.square().mean()) == pytest.approx(1, rel=1e-3)
-    scaled = refinement.standardised(*(1000 * f + 5 for f in features), mask)
+    scaled = data_term.standardised(*(1000 * f + 5 for f in features), mask)
     torch.testing.assert_close(scaled[0], fixed, atol=1e-3, rtol=1e-3)
 
 
@@ -195,11 +195,11 @@ def test_a_lesion_that_only_one_image_has_does_not_bend_the_field():
 def test_only_a_region_far_beyond_the_noise_loses_its_say():
     noise = torch.from_numpy(np.random.default_rng(0).exponential(size=(20, 20, 20)).astype(np.float32))
     mass = torch.ones_like(noise)
-    assert float(refinement.credibility(noise, mass).mean()) > 0.97
+    assert float(data_term.credibility(noise, mass).mean()) > 0.97
     noise[5:10, 5:10, 5:10] += 9.0
-    kept = refinement.credibility(noise, mass)
+    kept = data_term.credibility(noise, mass)
     assert float(kept[6:9, 6:9, 6:9].max()) < 0.02 < 0.97 < float(kept[13:].mean())
-    torch.testing.assert_close(refinement.credibility(0.3 * noise, 0.3 * mass), kept)
+    torch.testing.assert_close(data_term.credibility(0.3 * noise, 0.3 * mass), kept)
 
 
 def test_sliding_sides_are_told_apart():
@@ -216,7 +216,7 @@ def test_sliding_sides_are_told_apart():
 
 def test_a_wide_neighbourhood_is_as_good_on_blocks():
     image = torch.from_numpy(texture(channels=1, shape=(40, 44, 48))[0])
-    found = refinement.local_normalised(image, 8.0)[0].numpy()
+    found = filters.local_normalised(image, 8.0)[0].numpy()
     mean = ndimage.gaussian_filter(image.numpy(), 8.0, mode="nearest")
     spread = ndimage.gaussian_filter(image.numpy() ** 2, 8.0, mode="nearest") - mean**2
     expected = (image.numpy() - mean) / np.sqrt(spread + 0.1 * spread.mean())
@@ -300,7 +300,7 @@ def test_iterations_end_when_nothing_moves():
 def test_adam_lowers_the_loss_and_recovers_a_shift():
     truth = np.zeros((3, *SMALL), np.float32)
     truth[0], truth[2] = 0.8, -1.4
-    field_mm, losses = refinement.adam(
+    field_mm, losses = adam.adam(
         [warped_pair(truth)], torch.zeros(3, 8, 9, 7), SPACING, torch.ones(SMALL),
         diffusion=0.05, iterations=40, rate=0.3, kernel=3, passes=2,
     )  # fmt: skip
@@ -311,4 +311,4 @@ def test_adam_lowers_the_loss_and_recovers_a_shift():
 
 def test_adam_smooths_without_pulling_the_border_to_zero():
     constant = torch.full((3, *SHAPE), 2.5)
-    torch.testing.assert_close(refinement._smoothed(constant, kernel=7, passes=5), constant)
+    torch.testing.assert_close(adam._smoothed(constant, kernel=7, passes=5), constant)

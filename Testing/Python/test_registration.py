@@ -7,13 +7,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid
-from FoundationRegLib import deformable, image, preparation, registration, weights
-from FoundationRegLib.cache import Cache
-from FoundationRegLib.deformable import deform
+from FoundationRegLib.core.cache import Cache
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
-from FoundationRegLib.progress import Progress
-from FoundationRegLib.registration import register
+from FoundationRegLib.images import conversion, transforms
+from FoundationRegLib.registration import pipeline, preparation, pyramid
+from FoundationRegLib.registration.deformable import deform
+from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.settings import Settings
+from FoundationRegLib.weights import store
 from test_deformable import FakeEncoder
 
 FIXED = make_grid((32, 36, 34), (3.5, 2.5, 3.0))
@@ -41,7 +43,7 @@ class Bend:
 
 def turned_and_shifted(points):
     transform = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0.12, -0.08, 0.15, SHIFT)
-    matrix = image.affine_matrix(transform)
+    matrix = transforms.affine_matrix(transform)
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
@@ -52,8 +54,8 @@ def shifted(points):
 def a_pair(phantom, truth, fixed=FIXED, moving=MOVING):
     """Images of which ``truth`` (fixed to moving LPS points) is the registration."""
     return (
-        image.image_from_array(phantom.on(fixed, truth), fixed),
-        image.image_from_array(phantom.on(moving), moving),
+        conversion.image_from_array(phantom.on(fixed, truth), fixed),
+        conversion.image_from_array(phantom.on(moving), moving),
     )
 
 
@@ -74,7 +76,7 @@ def shifted_pair(phantom):
 def bent(phantom):
     """The registration of images under a smooth motion, with all that can be watched or measured on the way."""
     fixed, moving = a_pair(phantom, Bend(4.0))
-    labels = [image.image_from_array((sitk.GetArrayFromImage(i) > 350).astype(np.uint8), image.grid_of(i))
+    labels = [conversion.image_from_array((sitk.GetArrayFromImage(i) > 350).astype(np.uint8), conversion.grid_of(i))
               for i in (fixed, moving)]  # fmt: skip
     events, previews = [], []
     result = register(
@@ -123,11 +125,13 @@ def bending_field():
     """A non-linear initial transform that covers the fixed image."""
     lattice = FIXED.padded(3, 3)
     points = lattice.points(np.moveaxis(np.indices(lattice.shape), 0, -1))
-    return sitk.DisplacementFieldTransform(image.image_from_array(Bend(3.0)(points) - points, lattice))
+    return sitk.DisplacementFieldTransform(conversion.image_from_array(Bend(3.0)(points) - points, lattice))
 
 
 def affine():
-    return image.affine_transform(np.array([[1.1, 0.1, 0, 4], [-0.05, 0.95, 0, -5], [0, 0.02, 1.0, 6], [0, 0, 0, 1]]))
+    return transforms.affine_transform(
+        np.array([[1.1, 0.1, 0, 4], [-0.05, 0.95, 0, -5], [0, 0.02, 1.0, 6], [0, 0, 0, 1]])
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def affine():
 )
 def test_initial_transform_is_composed_exactly_over_the_whole_fixed_image(shifted_pair, initial, tmp_path):
     found = register(*shifted_pair, NOTHING, initial_transform=initial)
-    nodes = image.grid_of(found.transform.GetDisplacementField())
+    nodes = conversion.grid_of(found.transform.GetDisplacementField())
     ends = nodes.indices(FIXED.corners())
     assert (ends.min() >= 0 and (ends <= np.array(nodes.shape) - 1).all()) or nodes == FIXED
     voxels = FIXED.points(np.argwhere(np.ones(FIXED.shape))[::97])
@@ -186,7 +190,7 @@ def test_inverse_leads_back(bent):
     back = found.inverse()
     assert np.linalg.norm(moved(back, moved(found.transform)) - BODY_POINTS, axis=1).max() < 0.3
     corners = MOVING.points([np.zeros(3), np.array(MOVING.shape) - 1.0])
-    inside = image.grid_of(back.GetDisplacementField()).indices(corners)
+    inside = conversion.grid_of(back.GetDisplacementField()).indices(corners)
     assert (inside >= -1e-6).all(), "the inverse must cover the whole moving image"
 
 
@@ -226,7 +230,7 @@ def test_previews_arrive_and_the_last_is_nearly_the_transform(bent):
     misses = []
     for preview in (previews[0], previews[-1]):
         field = sitk.DisplacementFieldTransform(
-            image.image_from_array(preview.displacement.astype(float), preview.grid)
+            conversion.image_from_array(preview.displacement.astype(float), preview.grid)
         )
         misses.append(np.linalg.norm(moved(field) - moved(found.transform), axis=1).mean())
     assert misses[1] < 0.5 and misses[1] < misses[0]
@@ -243,7 +247,7 @@ def homogeneous_pair(offset):
     for middle in (np.zeros(3), np.array(offset)):
         body = 300.0 * (np.linalg.norm(points / (40, 34, 46), axis=-1) < 1) + rng.normal(size=FIXED.shape)
         label = (np.linalg.norm(points - middle, axis=-1) < 14).astype(np.uint8)
-        made.append([image.image_from_array(a, FIXED) for a in (body.astype(np.float32), label)])
+        made.append([conversion.image_from_array(a, FIXED) for a in (body.astype(np.float32), label)])
     return made
 
 
@@ -276,8 +280,10 @@ def test_lesion_that_is_excluded_does_not_pull_its_surroundings(phantom):
     points = FIXED.points(np.moveaxis(np.indices(FIXED.shape), 0, -1))
     clean = phantom.on(FIXED)
     ball = np.linalg.norm(points - (8.0, 0, 0), axis=-1) < 11
-    fixed, moving = (image.image_from_array(a, FIXED) for a in (clean, np.where(ball, 900, clean).astype(np.float32)))
-    mask = image.image_from_array(np.linalg.norm(points - (8.0, 0, 0), axis=-1) < 13, FIXED)
+    fixed, moving = (
+        conversion.image_from_array(a, FIXED) for a in (clean, np.where(ball, 900, clean).astype(np.float32))
+    )
+    mask = conversion.image_from_array(np.linalg.norm(points - (8.0, 0, 0), axis=-1) < 13, FIXED)
     around = np.array([8.0, 0, 0]) + 15 * np.vstack([np.eye(3), -np.eye(3)])
     with_it = register(fixed, moving, MIND)
     without = register(fixed, moving, MIND, exclude_moving=mask, exclude_fixed=mask)
@@ -286,7 +292,7 @@ def test_lesion_that_is_excluded_does_not_pull_its_surroundings(phantom):
 
 
 def test_mask_on_another_grid_is_resampled_with_a_warning(shifted_pair):
-    ones = image.image_from_array(np.ones((20, 20, 20), np.uint8), make_grid((20, 20, 20), (6.0, 6.0, 6.0)))
+    ones = conversion.image_from_array(np.ones((20, 20, 20), np.uint8), make_grid((20, 20, 20), (6.0, 6.0, 6.0)))
     found = register(*shifted_pair, NOTHING, fixed_mask=ones)
     assert any("another grid" in warning for warning in found.warnings)
 
@@ -304,14 +310,14 @@ def test_same_seed_gives_the_same_bits(shifted_pair):
 
 def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeypatch):
     encoder, cache = FakeEncoder(), Cache()
-    real = deformable.load_encoder
-    monkeypatch.setattr(deformable, "load_encoder", lambda i, *a, **k: encoder if i != "mind" else real(i, *a, **k))
+    real = pyramid.load_encoder
+    monkeypatch.setattr(pyramid, "load_encoder", lambda i, *a, **k: encoder if i != "mind" else real(i, *a, **k))
     settings = MIND.replace(encoders="medsam-lite,mind")
     first = register(*shifted_pair, settings, cache=cache)
     assert first.features["medsam-lite"]["fixed"].dtype == np.uint8 and first.feature_grid is not None
     assert first.record["weights_sha256"] == {"medsam-lite": "abc"}
     encoded = encoder.slices
-    monkeypatch.setattr(registration.alignment, "linear", forbidden)
+    monkeypatch.setattr(pipeline.linear, "linear", forbidden)
     second = register(*shifted_pair, settings.replace(smoothness=5.0), cache=cache)
     assert encoder.slices == encoded > 0
     assert second.metrics["after"]["sd_log_jacobian"] < first.metrics["after"]["sd_log_jacobian"]
@@ -319,8 +325,8 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
 
 def test_other_grey_values_or_windows_are_aligned_anew(shifted_pair, monkeypatch):
     cache, calls = Cache(), []
-    real = registration.alignment.linear
-    monkeypatch.setattr(registration.alignment, "linear", lambda *a: calls.append(1) or real(*a))
+    real = pipeline.linear.linear
+    monkeypatch.setattr(pipeline.linear, "linear", lambda *a: calls.append(1) or real(*a))
     fixed, moving = shifted_pair
     register(fixed, moving, NOTHING, cache=cache)
     register(fixed, moving, NOTHING.replace(fixed_window="0,600"), cache=cache)
@@ -371,7 +377,7 @@ def noise(shape=(12, 12, 12), share_of_nan=0.0, value=np.nan):
 def label_image(value):
     array = np.zeros(FIXED.shape, np.uint8)
     array[10:20, 10:20, 10:20] = value
-    return image.image_from_array(array, FIXED)
+    return conversion.image_from_array(array, FIXED)
 
 
 BAD_INPUT = {
@@ -399,7 +405,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("kind", BAD_INPUT)
 def test_bad_input_is_refused_in_one_sentence_before_long_work(shifted_pair, monkeypatch, kind):
     arguments, words = BAD_INPUT[kind]
-    monkeypatch.setattr(registration.alignment, "prepare", forbidden)
+    monkeypatch.setattr(pipeline.linear, "prepare", forbidden)
     fixed, moving = shifted_pair
     with pytest.raises(InputError) as raised:
         register(**{"fixed": fixed, "moving": moving, "settings": MIND, **arguments})
@@ -420,8 +426,8 @@ def test_bad_settings_are_refused(change):
 
 
 def test_missing_weights_are_told_before_long_work(shifted_pair, monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "installed", lambda item: None)
-    monkeypatch.setattr(registration.alignment, "prepare", forbidden)
+    monkeypatch.setattr(store, "installed", lambda item: None)
+    monkeypatch.setattr(pipeline.linear, "prepare", forbidden)
     with pytest.raises(WeightsError, match="foundationreg encoders download sam-b"):
         register(*shifted_pair, MIND.replace(encoders="sam-b"))
 
@@ -436,7 +442,7 @@ def test_images_that_do_not_overlap_are_refused(phantom):
 
 def test_masks_that_leave_nothing_are_refused(shifted_pair):
     fixed, moving = shifted_pair
-    everything = image.image_from_array(np.ones(FIXED.shape, np.uint8), FIXED)
+    everything = conversion.image_from_array(np.ones(FIXED.shape, np.uint8), FIXED)
     with pytest.raises(InputError) as raised:
         register(fixed, moving, MIND, exclude_fixed=everything)
     check_sentence(raised.value, "Nothing of the fixed image is left")
@@ -446,7 +452,7 @@ def test_few_voxels_that_are_not_numbers_are_repaired_with_a_warning(shifted_pai
     fixed, moving = shifted_pair
     array = sitk.GetArrayFromImage(fixed)
     array[5, 5, 5:9] = np.nan
-    found = register(image.image_from_array(array, FIXED), moving, NOTHING)
+    found = register(conversion.image_from_array(array, FIXED), moving, NOTHING)
     assert any("4 voxels that are not numbers" in warning for warning in found.record["warnings"])
 
 
@@ -463,7 +469,7 @@ def test_out_of_memory_says_what_to_reduce(shifted_pair, monkeypatch, error):
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(registration, "deform", fails)
+    monkeypatch.setattr(pipeline, "deform", fails)
     with pytest.raises(OutOfMemory) as raised:
         register(*shifted_pair, NOTHING)
     check_sentence(raised.value, "finest_spacing_mm")
@@ -478,8 +484,8 @@ def test_too_little_memory_takes_a_coarser_grid_and_says_so(shifted_pair, monkey
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return deform(pair, *arguments)
 
-    monkeypatch.setattr(registration, "deform", short)
-    monkeypatch.setattr(registration, "LEAST_VOXELS", 100)
+    monkeypatch.setattr(pipeline, "deform", short)
+    monkeypatch.setattr(pipeline, "LEAST_VOXELS", 100)
     found = register(*shifted_pair, NOTHING.replace(finest_spacing_mm=0.0))
     assert len(sizes) == 3 and sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
     assert found.record["working_grid"]["spacing_mm"] > 1.4 * min(shifted_pair[0].GetSpacing())
@@ -500,7 +506,7 @@ def test_other_errors_are_not_called_memory(shifted_pair, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(registration, "deform", fails)
+    monkeypatch.setattr(pipeline, "deform", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         register(*shifted_pair, NOTHING)
 

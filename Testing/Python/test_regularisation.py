@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from FoundationRegLib import regularisation
-from FoundationRegLib.regularisation import Regulariser
+from FoundationRegLib.numerics import filters, regularisation
+from FoundationRegLib.numerics.regularisation import Regulariser
 from scipy import ndimage
 from scipy.sparse import block_diag, bmat, diags, identity, kron
 from scipy.sparse.linalg import spsolve
@@ -86,12 +86,12 @@ def test_the_price_is_the_same_on_a_lattice_of_half_the_resolution():
     """A smooth field in coarse nodes costs what it costs in fine ones, each fine node standing for an eighth."""
     steps = np.stack(np.meshgrid(*[np.arange(n) + 0.5 for n in (48, 40, 56)], indexing="ij"))
     fine = torch.from_numpy(np.cos(steps * np.pi / 24).astype(np.float32))
-    coarse = regularisation._halved(fine) / 2
+    coarse = filters._halved(fine) / 2
     inner = np.s_[:, 4:-4, 4:-4, 4:-4]
     for regulariser in (Regulariser(1.0, 0.0), Regulariser(0.0, 1.0)):
         a, b = regulariser.gradient(fine), regulariser.coarser().gradient(coarse)
         # The gradient is per node: a coarse node's displacement counts half as much and moves eight nodes.
-        torch.testing.assert_close(b[inner], 2 * regularisation._halved(a)[inner], rtol=0.05, atol=5e-4)
+        torch.testing.assert_close(b[inner], 2 * filters._halved(a)[inner], rtol=0.05, atol=5e-4)
 
 
 def sparse_regulariser(shape, diffusion, bending, ease):

@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 from conftest import make_grid, rotation
 from fakes import SHIFT, blob_image, fake_register
-from FoundationRegLib import image, report, views
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.core.progress import Progress
+from FoundationRegLib.images import conversion
+from FoundationRegLib.reporting import report, views
 from FoundationRegLib.settings import Settings
 from PIL import Image
 
@@ -27,7 +28,7 @@ AXES = {
 def spot(point, grid):
     """Image on ``grid`` with one bright blob at the LPS ``point``."""
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
-    return image.image_from_array(np.exp(-(((points - point) / 3.0) ** 2).sum(-1)).astype(np.float32), grid)
+    return conversion.image_from_array(np.exp(-(((points - point) / 3.0) ** 2).sum(-1)).astype(np.float32), grid)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def page(result):
 def test_slices_follow_the_radiological_convention(axes):
     fixed = blob_image(size=(40, 44, 36), direction=AXES[axes])
     left_anterior_superior = np.array([9.0, -8.0, 10.0])
-    marked = spot(left_anterior_superior, image.grid_of(fixed))
+    marked = spot(left_anterior_superior, conversion.grid_of(fixed))
     expected = {"axial": ("right", "top"), "coronal": ("right", "top"), "sagittal": ("left", "top")}
     for plane in views.planes_of(fixed, center=left_anterior_superior):
         picture = plane.sample(marked)
@@ -68,7 +69,7 @@ def test_slices_follow_the_radiological_convention(axes):
 @pytest.mark.parametrize("axes", AXES)
 def test_slices_keep_physical_proportions(axes):
     fixed = blob_image(size=(40, 20, 12), spacing=(0.5, 1.0, 5.0), direction=AXES[axes])
-    grid = image.grid_of(fixed)
+    grid = conversion.grid_of(fixed)
     along = np.abs(views.anatomical_axes(grid).T @ grid.direction)  # LPS axis, array axis
     extent = along @ grid.extent if axes != "oblique" else None
     for plane in views.planes_of(fixed):

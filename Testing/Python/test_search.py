@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import smooth_noise
-from FoundationRegLib import search
 from FoundationRegLib.errors import Cancelled
+from FoundationRegLib.numerics import search
 from scipy import ndimage
 
 SHAPE = (11, 13, 12)

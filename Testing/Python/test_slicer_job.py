@@ -13,11 +13,11 @@ import SimpleITK as sitk
 slicer = pytest.importorskip("slicer")
 import vtk  # noqa: E402
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError  # noqa: E402
-from FoundationRegLib.slicer import nodes, results  # noqa: E402
-from FoundationRegLib.slicer.channel import Channel  # noqa: E402
-from FoundationRegLib.slicer.job import RegistrationJob  # noqa: E402
-from FoundationRegLib.slicer.process import WorkerProcess  # noqa: E402
-from FoundationRegLib.slicer.request import RegistrationRequest  # noqa: E402
+from FoundationRegLib.slicer.client.channel import Channel  # noqa: E402
+from FoundationRegLib.slicer.client.job import RegistrationJob  # noqa: E402
+from FoundationRegLib.slicer.client.process import WorkerProcess  # noqa: E402
+from FoundationRegLib.slicer.client.request import RegistrationRequest  # noqa: E402
+from FoundationRegLib.slicer.scene import nodes, results  # noqa: E402
 from test_slicer_nodes import (  # noqa: E402
     add_linear,
     add_segmentation,

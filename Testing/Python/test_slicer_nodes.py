@@ -6,9 +6,9 @@ import SimpleITK as sitk
 
 slicer = pytest.importorskip("slicer")
 import vtk  # noqa: E402
-from FoundationRegLib import worker  # noqa: E402
+from FoundationRegLib.app import worker  # noqa: E402
 from FoundationRegLib.errors import InputError  # noqa: E402
-from FoundationRegLib.slicer import nodes, results  # noqa: E402
+from FoundationRegLib.slicer.scene import nodes, results  # noqa: E402
 
 SIGNS = np.array([-1.0, -1.0, 1.0])
 

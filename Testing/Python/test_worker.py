@@ -12,9 +12,9 @@ import fake_register
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from FoundationRegLib import worker
-from FoundationRegLib.grid import Grid
-from FoundationRegLib.slicer.process import PACKAGE_FOLDER, WorkerProcess
+from FoundationRegLib.app import worker
+from FoundationRegLib.core.grid import Grid
+from FoundationRegLib.slicer.client.process import PACKAGE_FOLDER, WorkerProcess
 
 COMMAND = [sys.executable, "-P", fake_register.__file__]
 AFFINE = Grid.from_axes((6, 8, 10), (3.0, 2.0, 1.0), (5, -7, 11), np.eye(3)[:, ::-1]).affine

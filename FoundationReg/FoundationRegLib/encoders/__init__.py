@@ -1,17 +1,4 @@
-"""Encoders: from grey slices or volumes to features. `catalogue` lists them, `load_encoder` builds one.
+"""Encoders: networks and descriptors that turn grey slices or volumes into features.
 
-Importing this package imports no torch.
+Offers: `loading.load_encoder`, which builds one from its catalogue entry, and the families. May use: `core`, `weights`.
 """
-
-from __future__ import annotations
-
-from .catalogue import Entry, Weights, catalogue, entry, own_model
-
-__all__ = ["Entry", "Weights", "catalogue", "entry", "load_encoder", "own_model"]
-
-
-def load_encoder(id: str, device: str = "cpu", precision: str = "auto", progress=None, **options):
-    """A ready encoder; arguments as of `loading.load_encoder`."""
-    from .loading import load_encoder
-
-    return load_encoder(id, device, precision, progress, **options)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import consent, weights
+from ..core.progress import Progress
 from ..errors import InputError
-from ..progress import Progress
+from ..weights import store, trust
+from ..weights.catalogue import Entry, entry, own_model
+from ..weights.checkpoints import below, load_strictly, read_checkpoint
 from .base import SliceEncoder, VolumeEncoder
-from .catalogue import Entry, entry, own_model
-from .checkpoints import below, load_strictly, read_checkpoint
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,7 +87,7 @@ def load_encoder(
     """
     target = torch.device(device)
     if path := own_model(id):
-        from .own import load_own
+        from .custom import load_own
 
         return load_own(path, target, precision, layers, trusted)
     item = entry(id)
@@ -97,7 +97,7 @@ def load_encoder(
 
         return Mind(item.id, **item.options, device=target)
     layers = chosen_layers(item, layers)
-    path, sha256 = weights.ensure(item, progress)
+    path, sha256 = store.ensure(item, progress)
     network = build_network(item, path, layers)
     return NetworkEncoder(item, network, target, dtype, sha256, normalisation)
 
@@ -106,17 +106,17 @@ def require(id: str, layers: Sequence[int] = ()) -> None:
     """Raise, before any long work, what `load_encoder` would: for an unknown encoder or layer, for weights that are
     not here and cannot be fetched on the way, for a program of the user's own that is not trusted."""
     if path := own_model(id):
-        consent.require(path)
+        trust.require(path)
         if path.is_file():
             numbered(path.name, layers, 0)
         return
-    weights.require(entry(id))
+    store.require(entry(id))
     chosen_layers(entry(id), layers)
 
 
 def fingerprint(id: str) -> str:
     """Names the state of the encoder's files; it changes when one of them does. Nothing is read."""
-    path = own_model(id) or weights.installed(entry(id))
+    path = own_model(id) or store.installed(entry(id))
     if path is None:
         return ""
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, WeightsError
-from .checkpoints import below, load_strictly, read_checkpoint
+from ..weights.checkpoints import below, load_strictly, read_checkpoint
 
 PATCH = 16
 WINDOW = 14

@@ -1,0 +1,328 @@
+"""The process that registers for Slicer: requests come in on stdin, events go out on stdout, one JSON object per line.
+
+Started as ``python -m FoundationRegLib.worker --folder FOLDER``, where FOLDER is private to the two processes. It ends
+when stdin closes, because then its parent is gone, and removes the folder. It stays warm between requests: loaded
+encoders and the features of the last images are kept, so that a changed smoothness costs only the refinement.
+
+Requests ``{"id": 1, "command": ...}``:
+    register: ``fixed``, ``moving`` and optionally ``fixed_mask``, ``moving_mask``, ``exclude_fixed``,
+        ``exclude_moving``, ``fixed_labels``, ``moving_labels`` (each ``{"array": FILE.npy, "affine": 4x4}`` with the
+        affine of `grid.Grid`, or a path), ``fixed_points``, ``moving_points`` (lists of LPS points),
+        ``initial_transform`` (``{"matrix": 4x4}`` or ``{"array": ..., "affine": ...}``, LPS), ``settings``,
+        ``preview`` (send coarse fields), ``folder`` (where the result's arrays go).
+    finish, cancel: ``target``, the id of a register request. They act at once, between two steps of the work.
+    encoders: what the catalogue holds and what is installed. download, import, verify, remove: ``encoder``,
+        ``file``.
+    warm: load the libraries and describe the device. shutdown: end.
+Events ``{"id": 1, "event": ...}``: progress, preview, log, result, error. Each request ends with one result or error.
+Files named in events belong to the parent, which deletes them after reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from ..core.grid import Grid
+from ..core.progress import Event, Preview, Progress
+from ..errors import Cancelled, FoundationRegError
+from ..settings import Settings
+
+IMAGE_KEYS = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels")
+PREVIEWS_WAITING = 2
+IDLE_SECONDS = 1800
+
+
+class Worker:
+    """Answers requests one after the other; ``register`` may be replaced by a function of the same signature."""
+
+    def __init__(self, output: TextIO, folder: Path, register=None):
+        self.folder = folder
+        self._output, self._register = output, register
+        self._lock = threading.Lock()
+        self._requests: queue.Queue[dict | None] = queue.Queue()
+        self._current: int | None = None
+        self._cancelled: set[int] = set()
+        self._finished: set[int] = set()
+        self._cache = None
+
+    def emit(self, request: int | None, event: str, **values: Any) -> None:
+        """Write one event. A parent that is gone is no error here; the reading thread notices it."""
+        line = json.dumps({"id": request, "event": event, **values}, default=_plain)
+        with self._lock:
+            try:
+                self._output.write(line + "\n")
+                self._output.flush()
+            except (OSError, ValueError):
+                pass
+
+    def read(self, lines) -> None:
+        """Take requests from ``lines`` until they end. Runs in a thread of its own, so that cancel is heard at once."""
+        for line in lines:
+            try:
+                request = json.loads(line)
+                command = request["command"]
+            except (ValueError, KeyError, TypeError):
+                self.emit(None, "error", kind="internal", message="The worker got a request that it cannot read.")
+                continue
+            if command == "cancel":
+                self._cancelled.add(request.get("target"))
+            elif command == "finish":
+                self._finished.add(request.get("target"))
+            elif command == "shutdown":
+                break
+            else:
+                self._requests.put(request)
+        if self._current is not None:
+            # Whoever wanted the result is gone. Numerical kernels cannot be interrupted, so leave without them.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os._exit(1)
+        self._requests.put(None)
+
+    def serve(self) -> None:
+        """Answer requests until they end or none came for half an hour (a warm worker holds much memory)."""
+        while True:
+            try:
+                request = self._requests.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                return
+            if request is None:
+                return
+            self._answer(request)
+
+    def _answer(self, request: dict) -> None:
+        number = self._current = request.get("id")
+        try:
+            handler = getattr(self, f"_do_{request['command']}", None)
+            if handler is None:
+                raise FoundationRegError(f"The worker does not know the command {request['command']!r}.")
+            self.emit(number, "result", **handler(request))
+        except FoundationRegError as error:
+            self.emit(number, "error", kind=type(error).__name__, message=str(error))
+        except MemoryError:
+            self.emit(
+                number,
+                "error",
+                kind="OutOfMemory",
+                message="The computer ran out of memory; choose a faster preset or crop the volumes.",
+            )
+        except Exception as error:
+            sentence = f"The registration stopped on an unexpected error ({type(error).__name__}: {error})."
+            self.emit(number, "error", kind="internal", message=sentence, details=traceback.format_exc())
+        finally:
+            self._current = None
+            self._cancelled.discard(number)
+            self._finished.discard(number)
+
+    def _progress(self, number: int, previews: Path | None = None) -> Progress:
+        def on_event(event: Event) -> None:
+            self.emit(
+                number,
+                "progress",
+                stage=event.stage,
+                fraction=event.fraction,
+                message=event.message,
+                seconds_left=event.seconds_left,
+            )
+
+        def on_preview(preview: Preview) -> None:
+            if len(list(previews.glob("preview-*.npy"))) >= PREVIEWS_WAITING:
+                return  # the parent is busy; it will get a newer one
+            path = previews / f"preview-{time.monotonic_ns()}.npy"
+            array = save_array(path, preview.displacement, preview.grid)
+            self.emit(number, "preview", stage=preview.stage, **array)
+
+        return Progress(
+            on_event,
+            on_preview if previews is not None else None,
+            should_cancel=lambda: number in self._cancelled,
+            should_finish=lambda: number in self._finished,
+        )
+
+    def _do_register(self, request: dict) -> dict:
+        from ..registration import pipeline
+
+        register = self._register or pipeline.register
+        if self._cache is None:
+            self._cache = pipeline.Cache()
+        number = request["id"]
+        folder = Path(request.get("folder") or self.folder)
+        progress = self._progress(number, folder if request.get("preview") else None)
+        progress.check()
+        points = {key: np.asarray(request[key], float) for key in ("fixed_points", "moving_points") if request.get(key)}
+        result = register(
+            load_image(request["fixed"]),
+            load_image(request["moving"]),
+            Settings.from_dict(request.get("settings") or {}),
+            initial_transform=load_transform(request.get("initial_transform")),
+            guide_with_labels=bool(request.get("guide_with_labels")),
+            guide_with_points=bool(request.get("guide_with_points")),
+            progress=progress,
+            cache=self._cache,
+            **{key: load_image(request[key]) for key in IMAGE_KEYS if request.get(key)},
+            **points,
+        )
+        progress.check()
+        return save_result(result, folder)
+
+    def _do_warm(self, request: dict) -> dict:
+        return describe_device((request.get("settings") or {}).get("device", "auto"))
+
+    def _do_encoders(self, request: dict) -> dict:
+        from ..weights import store
+        from ..weights.catalogue import catalogue
+
+        return {"encoders": [store.status(name) for name in catalogue()]}
+
+    def _do_download(self, request: dict) -> dict:
+        from ..weights import store
+
+        store.download(request["encoder"], progress=self._progress(request["id"]))
+        return {"encoder": request["encoder"]}
+
+    def _do_import(self, request: dict) -> dict:
+        from ..weights import store
+
+        store.import_file(request["encoder"], request["file"])
+        return {"encoder": request["encoder"]}
+
+    def _do_verify(self, request: dict) -> dict:
+        from ..weights import store
+
+        return {"encoder": request["encoder"], "sha256": store.verify(request["encoder"])}
+
+    def _do_remove(self, request: dict) -> dict:
+        from ..weights import store
+
+        store.remove(request["encoder"])
+        return {"encoder": request["encoder"]}
+
+
+def load_image(value):
+    """A SimpleITK image from ``{"array": FILE.npy, "affine": 4x4}``; anything else (a path) is passed on."""
+    if not isinstance(value, dict):
+        return value
+    from ..images.conversion import image_from_array
+
+    array = np.load(value["array"], allow_pickle=False)
+    return image_from_array(array, Grid(array.shape[:3], value["affine"]))
+
+
+def load_transform(value):
+    """A SimpleITK transform from ``{"matrix": 4x4}`` or a displacement field; anything else is passed on."""
+    if not isinstance(value, dict):
+        return value
+    import SimpleITK as sitk
+
+    from ..images.transforms import affine_transform
+
+    if "matrix" in value:
+        return affine_transform(value["matrix"])
+    return sitk.DisplacementFieldTransform(sitk.Cast(load_image(value), sitk.sitkVectorFloat64))
+
+
+def save_array(path: Path, array: np.ndarray, grid: Grid) -> dict:
+    """Write ``array`` and describe it as `load_image` reads it. The file appears whole or not at all."""
+    partial = path.with_suffix(".part")
+    with open(partial, "wb") as stream:
+        np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    os.replace(partial, path)
+    return {"array": str(path), "affine": grid.affine.tolist()}
+
+
+def save_image(path: Path, image) -> dict:
+    """Write a SimpleITK image as `save_array` does."""
+    import SimpleITK as sitk
+
+    from ..images.conversion import grid_of
+
+    array = sitk.GetArrayViewFromImage(image)
+    return save_array(path, array.astype(np.float32) if array.dtype == np.float64 else array, grid_of(image))
+
+
+def save_result(result, folder: Path) -> dict:
+    """Write the arrays of a `registration.Registration` to ``folder`` and say where they are."""
+    answer = {
+        "transform": save_image(folder / "transform.npy", result.transform.GetDisplacementField()),
+        "warped": save_image(folder / "warped.npy", result.warped),
+        "metrics": result.metrics,
+        "record": result.record,
+        "quality": result.quality,
+        "loss": result.loss,
+        "warnings": list(result.warnings),
+        "features": {},
+    }
+    for name in ("uncertainty", "warped_labels"):
+        image = getattr(result, name)
+        if image is not None:
+            answer[name] = save_image(folder / f"{name}.npy", image)
+    for count, (encoder, pair) in enumerate(result.features.items()):
+        answer["features"][encoder] = {
+            side: save_array(folder / f"features-{count}-{side}.npy", array, result.feature_grid)
+            for side, array in pair.items()
+        }
+    return answer
+
+
+def describe_device(name: str = "auto") -> dict:
+    """What the panel's device line shows: torch's version, the device's name, its free memory in bytes."""
+    import torch
+
+    answer = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu", "name": "CPU", "memory": None}
+    answer["threads"] = torch.get_num_threads()
+    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
+        device = torch.device("cuda" if name == "auto" else name)
+        try:
+            torch.zeros(1, device=device)
+            free, _ = torch.cuda.mem_get_info(device)
+            answer.update(device=str(device), name=torch.cuda.get_device_name(device), memory=free)
+        except (RuntimeError, AssertionError) as error:
+            lines = str(error).strip().splitlines()
+            answer["problem"] = lines[0] if lines else type(error).__name__
+    elif name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+        answer.update(device="mps", name="Apple GPU")
+    return answer
+
+
+def _plain(value):
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return str(value)
+
+
+def main(arguments: list[str] | None = None, register=None) -> int:
+    """Serve requests from stdin until it closes. ``register`` replaces `registration.register` in tests."""
+    parser = argparse.ArgumentParser(prog="python -m FoundationRegLib.worker", description="Registration worker.")
+    parser.add_argument("--folder", required=True, type=Path, help="private folder for arrays, removed at the end")
+    folder = parser.parse_args(arguments).folder
+    # Torch's threads sleep while they wait: spinning, they starve Slicer's own.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Whatever a library prints, even from C, must not fall between the events: keep the real stdout to ourselves.
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    worker = Worker(output, folder, register)
+    lines = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    threading.Thread(target=worker.read, args=(lines,), daemon=True).start()
+    try:
+        worker.serve()
+    except (KeyboardInterrupt, Cancelled):
+        return 130
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

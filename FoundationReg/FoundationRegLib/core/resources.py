@@ -1,0 +1,13 @@
+"""Where the files that come with the package lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def resource_path(*parts: str) -> Path:
+    """Path of a file or folder of ``Resources``: beside the package in the extension, inside it as pip installs it."""
+    beside = _PACKAGE.parent / "Resources"
+    return (beside if (beside / "Presets").is_dir() else _PACKAGE / "Resources").joinpath(*parts)

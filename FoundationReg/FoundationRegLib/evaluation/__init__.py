@@ -1,0 +1,1 @@
+"""How good a transform is: overlap, distances, folding, similarity. May use: `core`, `images`, `numerics`."""

@@ -1,0 +1,212 @@
+"""Where one image fits into the other, found from dense descriptors without any starting point.
+
+Images of different parts of a body, or of different modalities, leave mutual information many wrong optima. Here every
+translation of one descriptor volume over the other is scored at once by a correlation that counts only what both
+images show (masked correlation by FFT: Padfield, IEEE Trans. Image Process. 21, 2012, without its local means), for as
+many rotations as asked for. Then neighbourhoods are matched by a discrete search, and an affine map is fitted to the
+matches that agree (block matching: Ourselin et al., Image Vis. Comput. 19, 2001; here with iterated reweighting).
+
+Matrices (4, 4) map fixed to moving points in LPS mm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.grid import Grid
+from .search import candidates, cost_volume, coupled_convex
+
+# Both bodies must share this much of the smaller one.
+_LEAST_OVERLAP = 0.3
+_LEAST_MATCHES = 30
+
+
+@dataclass(frozen=True)
+class Description:
+    """Descriptors (C, D, H, W) of one image on ``grid``; ``weight`` (D, H, W), 0 to 1: where they mean something."""
+
+    features: Tensor
+    weight: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A candidate alignment: its correlation, -1 to 1, the share of the smaller body in it, and its matrix."""
+
+    score: float
+    overlap: float
+    matrix: np.ndarray
+
+
+def lattice(grid: Grid, spacing: float, rotation: np.ndarray | None = None) -> Grid:
+    """Isotropic grid over all of ``grid``, its axes along the patient's (z, y, x), or these turned by ``rotation``."""
+    rotation = np.eye(3) if rotation is None else rotation
+    corners = grid.corners() @ rotation
+    low, high = corners.min(0), corners.max(0)
+    shape = np.maximum(1, np.ceil((high - low) / spacing - 1e-4))
+    first = (low + high) / 2 - (shape - 1) / 2 * spacing
+    return Grid.from_axes(shape[::-1], (spacing,) * 3, rotation @ first, rotation[:, ::-1])
+
+
+def right_angles() -> list[np.ndarray]:
+    """The 24 rotations (3, 3) that map axes onto axes, the identity first, then by rising angle."""
+    found = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            matrix = np.eye(3)[list(order)] * np.array(signs)[:, None]
+            if np.linalg.det(matrix) > 0:
+                found.append(matrix)
+    return sorted(found, key=lambda matrix: -np.trace(matrix))
+
+
+def describe(grey: Tensor, body: Tensor, grid: Grid, encoder) -> Description:
+    """Descriptors of ``grey`` (D, H, W) by a `VolumeEncoder` of stride 1, free of what is common to all of ``body``."""
+    features = encoder(grey[None, None].float())[0]
+    weight = body.float()
+    mean = (features * weight).sum((1, 2, 3), keepdim=True) / weight.sum().clamp_min(1)
+    return Description((features - mean) * weight, weight, grid)
+
+
+def correlate(fixed: Description, moving: Description) -> tuple[Tensor, Tensor]:
+    """Correlation and overlap for every shift of ``moving``'s indices against ``fixed``'s.
+
+    Both (D, H, W), where index n stands for the shift n, or n minus the length for those below zero.
+    """
+    lengths = [_fast(a + b - 1) for a, b in zip(fixed.weight.shape, moving.weight.shape, strict=True)]
+    spectra = []
+    for side in (fixed, moving):
+        energy = side.features.square().sum(0)
+        stacked = torch.cat([side.features, energy[None], side.weight[None]])
+        spectra.append(torch.fft.rfftn(stacked, s=lengths, dim=(1, 2, 3)))
+    a, b = spectra[0].conj(), spectra[1]
+    products = torch.stack([(a[:-2] * b[:-2]).sum(0), a[-2] * b[-1], a[-1] * b[-2], a[-1] * b[-1]])
+    both, of_fixed, of_moving, shared = torch.fft.irfftn(products, s=lengths, dim=(1, 2, 3))
+    floor = 1e-4 * float(fixed.features.square().sum())
+    score = both / (of_fixed.clamp_min(floor) * of_moving.clamp_min(floor)).sqrt()
+    return score, shared / min(float(fixed.weight.sum()), float(moving.weight.sum()))
+
+
+def search(fixed: Description, moving: Description, count: int = 3) -> list[Fit]:
+    """The ``count`` best translations of different places, best first; ``moving``'s axes may be turned."""
+    score, overlap = correlate(fixed, moving)
+    # A small overlap matches by chance: what counts is the correlation beyond chance, which falls with its root.
+    merit = torch.where(overlap >= _LEAST_OVERLAP, score * overlap.clamp(0, 1).sqrt(), torch.full_like(score, -1))
+    fits = []
+    for _ in range(count):
+        place = np.unravel_index(int(merit.argmax()), merit.shape)
+        if merit[place] <= 0:
+            break
+        sizes = zip(place, moving.weight.shape, merit.shape, strict=True)
+        shift = [n if n < size else n - length for n, size, length in sizes]
+        fits.append(Fit(float(merit[place]), float(overlap[place]), _matrix(fixed.grid, moving.grid, shift)))
+        near = [[(n + k) % length for k in range(-3, 4)] for n, length in zip(place, merit.shape, strict=True)]
+        merit[np.ix_(*near)] = -1
+    return fits
+
+
+def _matrix(fixed: Grid, moving: Grid, shift) -> np.ndarray:
+    move = np.eye(4)
+    move[:3, 3] = shift
+    return moving.affine @ move @ np.linalg.inv(fixed.affine)
+
+
+def _fast(length: int) -> int:
+    """The next length whose only prime factors are 2, 3 and 5."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1
+
+
+def agreement(fixed: Description, moving: Description, matrix: np.ndarray) -> float:
+    """The merit of `search` for any ``matrix``: correlation in what both show, times the root of its share."""
+    features, weight = _through(fixed, moving, matrix)
+    shared = fixed.weight * weight
+    overlap = float(shared.sum()) / min(float(fixed.weight.sum()), _volume_ratio(fixed, moving, matrix))
+    energies = [(side.square() * shared).sum() for side in (fixed.features, features)]
+    score = (fixed.features * features * shared).sum() / (energies[0] * energies[1]).sqrt().clamp_min(1e-12)
+    return float(score) * min(overlap, 1.0) ** 0.5
+
+
+def refine(
+    fixed: Description,
+    moving: Description,
+    matrix: np.ndarray,
+    reaches: tuple[int, ...] = (4, 3, 2),
+    affine: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """``matrix`` bettered by affine or rigid maps fitted to matches within ``reaches`` nodes, one after the other.
+
+    A map that does not raise the `agreement` is left out. ``check`` is called now and then and may raise to stop.
+    """
+    best = agreement(fixed, moving, matrix)
+    for reach in reaches:
+        features, weight = _through(fixed, moving, matrix)
+        shared = fixed.weight * weight
+        offsets = candidates(tuple(min(reach, n - 1) for n in shared.shape))
+        field = coupled_convex(cost_volume(fixed.features, features, offsets, shared, check), offsets, shared)
+        inside = (shared > 0.5).nonzero().numpy()
+        if len(inside) < _LEAST_MATCHES:
+            break
+        moves = field[(slice(None), *inside.T)].T.double().numpy()
+        change = fixed.grid.affine @ _robust_map(inside, moves, affine) @ np.linalg.inv(fixed.grid.affine)
+        reached = agreement(fixed, moving, matrix @ change)
+        if reached > best:
+            best, matrix = reached, matrix @ change
+    return matrix
+
+
+def _robust_map(points: np.ndarray, moves: np.ndarray, affine: bool, passes: int = 10) -> np.ndarray:
+    """Matrix (4, 4) that takes ``points`` (n, 3) to ``points + moves``, in nodes; matches that disagree lose weight.
+
+    A ridge of 5 % of the points holds back scales and shears that nothing but a thin slab's noise asks for.
+    """
+    center = points.mean(0)
+    design = np.c_[points - center, np.ones(len(points))]
+    ridge = np.diag([0.05 * len(points) * (np.square(points - center).sum(1).mean() / 3)] * 3 + [0.0])
+    weight = np.ones(len(points))
+    for _ in range(passes):
+        weighted = design * weight[:, None]
+        solution = np.linalg.solve(design.T @ weighted + ridge, weighted.T @ moves)
+        rest = np.square(moves - design @ solution).sum(1)
+        weight = np.square(1 / (1 + rest / max(float(np.median(rest)), 0.25)))
+    change = np.eye(4)
+    change[:3, :3] += solution[:3].T
+    if not affine:
+        left, _, right = np.linalg.svd(change[:3, :3])
+        change[:3, :3] = left @ right
+    change[:3, 3] = center + solution[3] - change[:3, :3] @ center
+    return change
+
+
+def _through(fixed: Description, moving: Description, matrix: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features and weight of ``moving`` at the nodes of ``fixed``, found through ``matrix``; 0 outside."""
+    to_index = np.linalg.inv(moving.grid.affine) @ matrix @ fixed.grid.affine
+    theta = torch.as_tensor(to_index, dtype=torch.float32)
+    axes = [torch.arange(n, dtype=torch.float32) for n in fixed.grid.shape]
+    nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    index = nodes @ theta[:3, :3].T + theta[:3, 3]
+    size = torch.tensor(moving.grid.shape, dtype=torch.float32)
+    normal = ((2 * index + 1) / size - 1).flip(-1)
+    both = torch.cat([moving.features, moving.weight[None]])[None]
+    seen = F.grid_sample(both, normal[None], align_corners=False, padding_mode="zeros")[0]
+    return seen[:-1], seen[-1]
+
+
+def _volume_ratio(fixed: Description, moving: Description, matrix: np.ndarray) -> float:
+    """The moving body's volume in nodes of the fixed lattice."""
+    nodes = np.linalg.inv(fixed.grid.affine) @ np.linalg.inv(matrix) @ moving.grid.affine
+    return float(moving.weight.sum()) * abs(np.linalg.det(nodes[:3, :3]))

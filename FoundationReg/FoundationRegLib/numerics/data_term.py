@@ -1,0 +1,175 @@
+"""The data term of the refinement: features of two images, compared where a field takes them, and linearised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fields import sample_at
+from .filters import smooth
+
+# Values of a part that the CPU works on at a time; more would leave its cache.
+_PART_VALUES = 1 << 20
+
+
+# A region that is explained so many times worse than the rest keeps half of its say.
+_OUTLIER = 3.0
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """Features (C, D, H, W) of both images on one lattice; ``weight`` is relative to the other pairs.
+
+    ``given``: the user says that they match, so they count everywhere, however badly they are explained.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    weight: float = 1.0
+    given: bool = False
+
+
+def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both features (C, D, H, W), jointly centred by channel and scaled to mean square 1 over ``mask`` (D, H, W)."""
+    share = mask.flatten().to(fixed.dtype)
+    share = share / share.sum().clamp_min(1) / 2
+    both = [features.flatten(1) for features in (fixed, moving)]
+    mean = sum(values @ share for values in both)
+    power = sum(((values - mean[:, None]).square() @ share).mean() for values in both)
+    mean, scale = mean[:, None, None, None], power.sqrt().clamp_min(1e-8)
+    return (fixed - mean) / scale, (moving - mean) / scale
+
+
+def _places(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
+    """Where the voxels of ``box`` land, as the grid (d, h, w, 3) of `sample_at`."""
+    shape, moved = shift.shape[1:], shift[(slice(None), *box)]
+    axes = []
+    for axis, (size, part) in enumerate(zip(shape, box, strict=True)):
+        steps = torch.arange(part.start, part.stop, device=shift.device, dtype=shift.dtype)
+        steps = steps.reshape([-1 if n == axis else 1 for n in range(3)])
+        axes.append((moved[axis] + steps).mul_(2 / max(size - 1, 1)).sub_(1))
+    return torch.stack(axes[::-1], dim=-1)
+
+
+class _Way:
+    """The comparison of the first features of ``pairs`` with the second ones where a field takes them.
+
+    ``sign``: which way along the velocity that is. ``weight``: how much each voxel of the first counts; it decides
+    which parts of the lattice are looked at. ``landing``: the same where voxels land. ``every``: voxels per node.
+    ``robust``: as in `gauss_newton`.
+    """
+
+    def __init__(
+        self, sign: int, pairs: Sequence[FeaturePair], weight: Tensor, landing: Tensor, every: int, robust: bool = False
+    ):
+        self.sign, self.pairs, self.weight, self.landing, self.every = sign, pairs, weight, landing, every
+        self.robust = robust
+        self.parts = _parts(weight, every, max(pair.fixed.shape[0] for pair in pairs))
+
+    def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Curvature (6: zz zy zx yy yx xx) and pull (3) of the data term on the nodes, and its value.
+
+        ``shift`` (3, D, H, W) in voxels; results are per node and for displacements in nodes.
+        """
+        every, shape = self.every, self.weight.shape
+        nodes = tuple(n // every for n in shape)
+        # Per pair: three rows of pull, six of curvature, and the squared residual.
+        terms = [self.weight.new_zeros((10, *nodes)) for _ in self.pairs]
+        mass = self.weight.new_zeros(nodes)
+        for box in self.parts:
+            halo = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
+            inner = tuple(slice(s.start - h.start, s.stop - h.start) for s, h in zip(box, halo, strict=True))
+            places = _places(shift, halo)
+            counts = self.weight[box] * sample_at(self.landing[None], places[inner], "nearest")[0]
+            here = tuple(slice(s.start // every, s.stop // every) for s in box)
+            mass[here] = self._pooled(counts[None])[0]
+            for n, pair in enumerate(self.pairs):
+                fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, places)
+                residual = (fixed - moved)[(slice(None), *inner)].contiguous()
+                slopes = _slopes(moved.add_(fixed), inner)
+                product = torch.mul(residual, residual)
+                square = product.sum(0)
+                rows = [torch.mul(residual, slope, out=product).sum(0) for slope in slopes]
+                rows += [torch.mul(slopes[a], slopes[b], out=product).sum(0) for a, b in _UPPER]
+                terms[n][(slice(None), *here)] = self._pooled(torch.stack([*rows, square]).mul_(counts))
+        return self._joined(terms, mass)
+
+    def _pooled(self, values: Tensor) -> Tensor:
+        """Means of (C, D, H, W) over the voxels of each node."""
+        return F.avg_pool3d(values[None], self.every)[0] if self.every > 1 else values
+
+    def _joined(self, terms: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The pairs' terms added up, each in units of its own noise; ``mass`` (d, h, w) is what each node counts."""
+        seen, given, loss = torch.zeros_like(terms[0]), torch.zeros_like(terms[0]), 0.0
+        importance = sum(pair.weight for pair in self.pairs)
+        for pair, own in zip(self.pairs, terms, strict=True):
+            channels, share = pair.fixed.shape[0], pair.weight / importance
+            noise = (own[9].sum() / mass.sum().clamp_min(1e-6) / channels).clamp_min(1e-8)
+            (given if pair.given else seen).add_(own * (share / (channels * noise)))
+            loss += share * float(noise)
+        if self.robust:
+            seen *= credibility(seen[9], mass * sum(pair.weight for pair in self.pairs if not pair.given) / importance)
+        rows = seen + given
+        # Slopes came as sums of both images' differences over two voxels: four times the mean's per voxel.
+        return rows[3:9] * (self.every / 4) ** 2, rows[:3] * (self.every / 4), loss
+
+
+def credibility(squares: Tensor, mass: Tensor) -> Tensor:
+    """How much of its say each node keeps, from ``squares`` (d, h, w), its residuals in units of the noise, and mass.
+
+    With e, the mean over a node and its neighbours, it is 1 / (1 + (e / 3)^4): noise is left alone, and a region that
+    is explained some times worse than the rest is an outlier (Black and Anandan, CVIU 63, 1996), where single edges
+    that do not meet yet are not.
+    """
+    excess = smooth(squares) / smooth(mass).clamp_min(1e-3)
+    return 1 / (1 + (excess / _OUTLIER) ** 4)
+
+
+_UPPER = [(a, b) for a in range(3) for b in range(a, 3)]
+
+
+def _parts(weight: Tensor, every: int, channels: int) -> list[tuple[slice, slice, slice]]:
+    """Boxes of whole nodes that hold all of ``weight`` (D, H, W): what is empty around them need not be looked at.
+
+    On the CPU they are slabs that fit its cache, cut to what each holds; elsewhere one box.
+    """
+    held = weight > 0
+    depth, height, width = weight.shape
+    planes = depth
+    if weight.device.type == "cpu":
+        planes = max(1, _PART_VALUES // (channels * height * width * every)) * every
+    parts = []
+    for first in range(0, depth, planes):
+        part = held[first : first + planes]
+        if bool(part.any()):
+            box = [_occupied(part, axis, every) for axis in range(3)]
+            parts.append((slice(box[0].start + first, box[0].stop + first), *box[1:]))
+    return parts
+
+
+def _occupied(mask: Tensor, axis: int, every: int) -> slice:
+    """Indices along ``axis`` between which ``mask`` (D, H, W) holds anything, out to multiples of ``every``."""
+    found = mask.movedim(axis, 0).flatten(1).any(1).nonzero()
+    return slice(int(found[0]) // every * every, -(-(int(found[-1]) + 1) // every) * every)
+
+
+def _slopes(values: Tensor, inner: tuple[slice, slice, slice]) -> list[Tensor]:
+    """Differences of (C, D, H, W) between the next and the previous voxel along z, y, x, inside ``inner``.
+
+    Where ``inner`` touches a face of ``values`` there is no neighbour and the slope is zero.
+    """
+    slopes = []
+    for axis, part in enumerate(inner):
+        lines = values[(slice(None), *(slice(None) if n == axis else s for n, s in enumerate(inner)))]
+        count = lines.shape[axis + 1]
+        low, high = max(part.start, 1), min(part.stop, count - 1)
+        slope = lines.narrow(axis + 1, low + 1, high - low) - lines.narrow(axis + 1, low - 1, high - low)
+        missing = [low - part.start, part.stop - high]
+        if any(missing):
+            slope = F.pad(slope, [p for n in (2, 1, 0) for p in (missing if n == axis else (0, 0))])
+        slopes.append(slope)
+    return slopes

@@ -1,0 +1,112 @@
+"""Discrete search for a displacement field: a cost volume and its coupled convex optimisation.
+
+The method of ConvexAdam (Siebert, Hansen, Heinrich, "ConvexAdam: self-configuring dual-optimisation-based 3D multitask
+medical image registration", IEEE TMI 2024; coupled convex: Heinrich et al., MICCAI 2014), with costs that are free of
+scale, so that one schedule serves every encoder. Displacements in here are counted in nodes of the search lattice.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fields import warp
+from .filters import smooth
+
+COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+# Candidates whose costs are smoothed at a time.
+_TOGETHER = 16
+
+
+def candidates(radius: tuple[int, int, int], device=None) -> Tensor:
+    """Integer displacements (K, 3) inside the ellipsoid of ``radius`` nodes along (z, y, x).
+
+    The corners of the box around it, half of its volume, would reach further than was asked for.
+    """
+    axes = [torch.arange(-r, r + 1, dtype=torch.float32, device=device) for r in radius]
+    box = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    reach = torch.tensor([max(r, 1) for r in radius], device=device) + 0.2
+    return box[(box / reach).square().sum(1) <= 1]
+
+
+def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, check=lambda: None) -> Tensor:
+    """Cost (K, D, H, W) of the candidate displacements ``offsets`` (K, 3) at every node.
+
+    ``fixed``, ``moving``: features (C, D, H, W) on the same lattice. Cost is the squared difference summed over
+    channels, averaged over a 5-node neighbourhood, shifted and scaled so that the best candidate of a node costs 0 and
+    the average over candidates and nodes costs 1. ``weight`` (D, H, W) of the fixed nodes: where it is zero the
+    neighbours decide. ``check`` is called now and then and may raise to stop.
+    """
+    shape = fixed.shape[1:]
+    reach = offsets.abs().amax(0).int().tolist()
+    padded = F.pad(moving[None], [r for r in reversed(reach) for _ in range(2)], mode="replicate")[0]
+    energy = padded.square().sum(0)
+    share = smooth(smooth(weight)).clamp_min(1e-3)
+    cost = fixed.new_empty((len(offsets), *shape))
+    product = torch.empty_like(fixed)
+    for first in range(0, len(offsets), _TOGETHER):
+        check()
+        rows = cost[first : first + _TOGETHER]
+        for row, offset in zip(rows, offsets[first : first + _TOGETHER].int().tolist(), strict=True):
+            there = tuple(slice(r + o, r + o + n) for r, o, n in zip(reach, offset, shape, strict=True))
+            torch.mul(fixed, padded[(slice(None), *there)], out=product)
+            # |f - m|^2 without |f|^2, which is the same for all candidates of a node.
+            torch.sub(energy[there], product.sum(0), alpha=2, out=row)
+        torch.div(smooth(smooth(rows.mul_(weight))), share, out=rows)
+    cost -= cost.amin(0)
+    average = cost.mean(0)
+    return cost.div_((average[weight > 0.5].mean() if (weight > 0.5).any() else average.mean()).clamp_min(1e-12))
+
+
+def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPLING, chunk: int = 1024) -> Tensor:
+    """Smooth displacement field (3, D, H, W) in nodes that minimises ``cost`` (K, D, H, W).
+
+    Alternates between the best candidate of each node, pulled towards the smooth field by a growing coupling, and
+    smoothing. ``offsets`` (K, 3) are the candidates. Nodes whose ``weight`` (D, H, W) is zero follow their neighbours.
+    """
+    active = smooth(weight) > 0
+    # Candidates last: the smallest of neighbouring numbers is found many times quicker.
+    flat = cost.flatten(1).T[active.flatten()]
+    squared = offsets.square().sum(1)
+    best = offsets[flat.argmin(1)]
+    field = cost.new_zeros((3, *cost.shape[1:]))
+    field[:, active] = best.T
+    field = smooth(field)
+    for strength in coupling:
+        target = field[:, active].T
+        for start in range(0, len(flat), chunk):
+            part = slice(start, start + chunk)
+            # |offset - target|^2 without its part that is the same for all candidates
+            distance = torch.addmm(squared, target[part], offsets.T, beta=strength, alpha=-2 * strength)
+            best[part] = offsets[distance.add_(flat[part]).argmin(1)]
+        field[:, active] = best.T
+        field = smooth(field)
+    return field
+
+
+def filled(field: Tensor, doubt: Tensor, weight: Tensor, tolerance: float, reach: int = 6) -> Tensor:
+    """``field`` (3, D, H, W) with its doubtful nodes replaced by what surer ones around them say.
+
+    ``doubt`` (D, H, W): how far a node ends from home after there and back, in any unit; nodes are half trusted where
+    it is about 0.6 ``tolerance``. ``weight`` (D, H, W): nodes that count. Neighbours speak through a bell of ``reach``
+    boxes of 3 nodes (normalised convolution: Knutsson and Westin, CVPR 1993).
+    """
+    trust = (1 + (doubt / tolerance).square()).pow(-2)
+    said, heard = field * (trust * weight), trust * weight + 1e-4
+    for _ in range(reach):
+        said, heard = smooth(said), smooth(heard)
+    return trust * field + (1 - trust) * said / heard
+
+
+def inverse_consistent(forward: Tensor, backward: Tensor, iterations: int = 15) -> Tensor:
+    """``forward`` (3, D, H, W) in nodes, brought half way to the inverse of ``backward``, again and again."""
+    step = (1.0, 1.0, 1.0)
+    for _ in range(iterations):
+        forward, backward = (
+            (forward - warp(backward, forward, step)) / 2,
+            (backward - warp(forward, backward, step)) / 2,
+        )
+    return forward

@@ -1,0 +1,313 @@
+"""Where the deformation starts from: a given transform or aligned centres, then a rigid and an affine stage.
+
+All transforms map fixed to moving points in LPS mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+
+from ..core.progress import Progress
+from ..encoders.mind import Mind
+from ..errors import InputError
+from ..evaluation.metrics import normalized_mutual_information
+from ..images.conversion import grid_of, image_from_array
+from ..images.preprocessing import Kind, foreground_mask, intensity_kind, scale_intensity
+from ..images.resampling import resample_to_grid, warp
+from ..images.transforms import affine_matrix, affine_transform
+from ..numerics import block_matching
+from ..numerics.block_matching import Description, Fit
+from ..numerics.mutual_information import align
+
+# Voxels of the image that the linear stages see: 3 to 4 mm for a head or a belly.
+_VOXELS = 120_000
+_SAMPLES = 40_000
+_MARGIN_MM = 12.0
+_SCALES = (0.6, 1.6)
+# What lies upright, and what mutual information found, is believed until another place matches better by this factor.
+_CLEARLY = 1.15
+# Upright images that match so well are not tried the other way round.
+_SURELY = 0.5
+# Turned images are tried on a lattice that is coarser by this factor.
+_TURNED = 1.5
+# A stage of mutual information must keep this share of the descriptors' agreement. Seen: right ones raise it.
+_FAITHFUL = 0.995
+
+
+@dataclass(frozen=True)
+class Side:
+    """One image as the linear stages see it, made by `prepare`. Images share one coarse isotropic grid.
+
+    ``grey``: values in 0..1. ``body``: its foreground. ``region``: where similarity is measured. ``center`` of the
+    image and ``center_of_mass`` of the body, LPS mm. ``chosen``: the region came from the user.
+    """
+
+    grey: sitk.Image
+    body: sitk.Image
+    region: sitk.Image
+    center: np.ndarray
+    center_of_mass: np.ndarray
+    chosen: bool
+
+
+def prepare(
+    image: sitk.Image,
+    mask: sitk.Image | None = None,
+    kind: Kind | None = None,
+    window: tuple[float, float] | None = None,
+) -> Side:
+    """The coarse version of ``image`` for `initial` and `linear`.
+
+    ``mask`` limits the similarity to its voxels above 0; without it the body with a margin is taken. ``kind`` and
+    ``window`` are those of `preprocess.scale_intensity`.
+    """
+    grid = grid_of(image)
+    spacing = max(float(grid.spacing.min()), float(np.cbrt(np.prod(grid.extent) / _VOXELS)))
+    coarse = grid.with_spacing(spacing)
+    array = resample_to_grid(image, coarse)
+    kind = kind or intensity_kind(image)
+    body = foreground_mask(array, kind, coarse.spacing)
+    region = ndimage.distance_transform_edt(~body, coarse.spacing) <= _MARGIN_MM if not body.all() else body
+    chosen = False
+    if mask is not None:
+        inside = resample_to_grid(mask, coarse, interpolator="nearest", background=0) > 0
+        # A mask that is all but lost at this resolution cannot guide.
+        chosen = inside.sum() >= 64
+        region = inside if chosen else region
+    middle = coarse.points(np.argwhere(region if chosen else body).mean(axis=0))
+    grey, body, region = (
+        image_from_array(a, coarse) for a in (scale_intensity(array, kind, window, body), body, region)
+    )
+    return Side(grey, body, region, grid.center, middle, bool(chosen))
+
+
+def initial(
+    fixed: Side | sitk.Image,
+    moving: Side | sitk.Image,
+    start: str = "auto",
+    given: sitk.Transform | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    affine: bool = True,
+) -> sitk.Transform:
+    """The transform before any optimisation.
+
+    ``given``, of any kind, is returned as it is. Otherwise ``start`` is ``none``, ``geometry`` (centres of the images
+    meet), ``mass`` (centres of the bodies meet), ``features`` (the place and turn where MIND descriptors match best,
+    and an affine map, or a rigid one without ``affine``, fitted to their matches) or ``auto``: ``none``, ``geometry``
+    and ``mass`` are each tried with a quick coarse rigid registration, and the start of the most similar outcome is
+    taken, unless the descriptors match clearly better where ``features`` puts them.
+    """
+    if given is not None:
+        return given
+    fixed, moving = _as_side(fixed), _as_side(moving)
+    progress = progress or Progress()
+    shifts = {
+        "none": np.zeros(3),
+        "geometry": moving.center - fixed.center,
+        "mass": moving.center_of_mass - fixed.center_of_mass,
+    }
+    if start in shifts:
+        return sitk.TranslationTransform(3, shifts[start].tolist())
+    if start not in ("auto", "features"):
+        raise InputError(f"The start {start!r} is unknown; use auto, features, {', '.join(shifts)}.")
+    pair = _Described(fixed, moving)
+    if start == "features":
+        fit = pair.search(progress)
+        matrix = np.eye(4) if fit is None else fit.matrix
+        if fit is None:
+            matrix[:3, 3] = shifts["mass"]
+        return affine_transform(pair.refined(matrix, affine, progress))
+    translation, outcome = _by_information(fixed, moving, list(shifts.values()), seed, progress)
+    found = pair.agreement(affine_matrix(outcome))
+    fit = pair.search(progress, sure=found)
+    if fit is None or fit.score < _CLEARLY * found:
+        return translation
+    return affine_transform(pair.refined(fit.matrix, affine, progress))
+
+
+def _by_information(
+    fixed: Side, moving: Side, shifts: list[np.ndarray], seed: int, progress: Progress
+) -> tuple[sitk.Transform, sitk.Transform]:
+    """The shift from which a quick rigid registration gets to the most similar images, and where it gets to."""
+    candidates: list[np.ndarray] = []
+    for shift in shifts:
+        if all(np.linalg.norm(shift - other) > 3.0 for other in candidates):
+            candidates.append(shift)
+    outcomes = []
+    for shift in candidates:
+        translation = sitk.TranslationTransform(3, shift.tolist())
+        matrix = _optimise(fixed, moving, translation, np.eye(4), False, (3.0,), seed, Progress())
+        tried = [translation] if matrix is None else [translation, _joined(translation, matrix)]
+        outcomes += [(_similarity(fixed, moving, transform), translation, transform) for transform in tried]
+        progress.check()
+    return max(outcomes, key=lambda outcome: outcome[0])[1:]
+
+
+class _Described:
+    """MIND descriptors of both sides on lattices of one spacing, along the patient's axes."""
+
+    def __init__(self, fixed: Side, moving: Side):
+        self._spacing = max(float(grid_of(side.grey).spacing.max()) for side in (fixed, moving))
+        self._sides = fixed, moving
+        self.fixed, self.moving = (self._describe(side) for side in self._sides)
+
+    def _describe(self, side: Side, rotation: np.ndarray | None = None, coarser: float = 1.0) -> Description:
+        own, spacing = grid_of(side.grey), coarser * self._spacing
+        grid = block_matching.lattice(own, spacing, rotation)
+        blur = 0.5 * np.sqrt(np.maximum((spacing / own.spacing) ** 2 - 1, 0))
+        made = []
+        for image in (side.grey, side.region if side.chosen else side.body):
+            smooth = ndimage.gaussian_filter(sitk.GetArrayFromImage(image).astype(np.float32), blur)
+            made.append(resample_to_grid(image_from_array(smooth, own), grid, background=0.0))
+        grey, weight = (torch.from_numpy(array.astype(np.float32)) for array in made)
+        return block_matching.describe(grey, weight, grid, Mind())
+
+    def agreement(self, matrix: np.ndarray) -> float:
+        return block_matching.agreement(self.fixed, self._turned(matrix), matrix)
+
+    def _turned(self, matrix: np.ndarray) -> Description:
+        """The moving side along the axes that ``matrix`` turns it to: descriptors tell about directions."""
+        turn = min(block_matching.right_angles(), key=lambda turn: np.linalg.norm(turn - matrix[:3, :3]))
+        return self.moving if np.allclose(turn, np.eye(3)) else self._describe(self._sides[1], turn)
+
+    def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
+        """The best place; images are turned by right angles when neither it nor ``sure`` is a convincing match."""
+        upright = next(iter(block_matching.search(self.fixed, self.moving, 1)), None)
+        if max(sure, upright.score if upright else 0.0) >= _SURELY:
+            return upright
+        fixed, moving = self._sides
+        still, best, bar = self._describe(fixed, coarser=_TURNED), None, 0.0
+        for turn in block_matching.right_angles():
+            progress.check()
+            for fit in block_matching.search(still, self._describe(moving, turn, _TURNED), 1):
+                # The first is upright.
+                margin = 1.0 if best is None else _CLEARLY
+                if fit.score > margin * bar:
+                    best, bar = turn, fit.score
+        if best is None or np.allclose(best, np.eye(3)):
+            return upright
+        return next(iter(block_matching.search(self.fixed, self._describe(moving, best), 1)), upright)
+
+    def refined(self, matrix: np.ndarray, affine: bool, progress: Progress) -> np.ndarray:
+        found = block_matching.refine(self.fixed, self._turned(matrix), matrix, affine=affine, check=progress.check)
+        return found if _plausible(found) else matrix
+
+
+def linear(
+    fixed: Side | sitk.Image,
+    moving: Side | sitk.Image,
+    start: sitk.Transform,
+    rigid: bool = True,
+    affine: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[sitk.Transform, dict[str, Any]]:
+    """``start`` improved by a rigid and an affine stage of `mutual_information.align`, and what came of it.
+
+    The stages move fixed points before ``start`` does, which is kept exactly. The transform is one affine when
+    ``start`` is linear, else a composite. A stage is undone when it is implausible or makes the images less similar,
+    by mutual information or, where ``start`` is linear, by their descriptors: in images of partial overlap or of
+    different people mutual information alone drifts away.
+    The record: ``kept`` (start, rigid or affine), ``nmi`` of each stage and ``warnings``. Raises `Cancelled`.
+    """
+    fixed, moving = _as_side(fixed), _as_side(moving)
+    progress = progress or Progress()
+    found = {"start": start}
+    warnings: list[str] = []
+    stages = [name for name, wanted in (("rigid", rigid), ("affine", affine)) if wanted]
+    matrix = np.eye(4)
+    for name in stages:
+        with progress.stage(name, 1 / len(stages)):
+            blurs = (3.0, 1.5, 0.7) if name == stages[0] else (1.5, 0.7)
+            outcome = _optimise(fixed, moving, start, matrix, name == "affine", blurs, seed, progress)
+        if outcome is None or not _plausible(outcome):
+            warnings.append(f"The {name} alignment found no plausible solution and was left out.")
+            continue
+        matrix = outcome
+        found[name] = _joined(start, matrix)
+    nmi = {name: _similarity(fixed, moving, transform) for name, transform in found.items()}
+    better = [name for name in found if nmi[name] >= nmi["start"]]
+    if len(better) > 1 and start.IsLinear():
+        pair = _Described(fixed, moving)
+        agreement = {name: pair.agreement(affine_matrix(found[name])) for name in better}
+        better = [name for name in better if name == "start" or agreement[name] >= _FAITHFUL * agreement["start"]]
+    kept = max(reversed(better), key=nmi.get)
+    if kept == "start" and len(found) > 1:
+        warnings.append("The linear alignment did not make the images more similar and was left out.")
+    return found[kept], {"kept": kept, "nmi": nmi, "warnings": warnings}
+
+
+def _as_side(image: Side | sitk.Image) -> Side:
+    return image if isinstance(image, Side) else prepare(image)
+
+
+def _optimise(
+    fixed: Side,
+    moving: Side,
+    start: sitk.Transform,
+    matrix: np.ndarray,
+    affine: bool,
+    blurs,
+    seed: int,
+    progress: Progress,
+) -> np.ndarray | None:
+    """``matrix`` (4, 4), which acts before ``start``, improved; None when the images share too little.
+
+    ``blurs`` are the standard deviations in voxels, one per level.
+    """
+    grid = grid_of(moving.grey)
+    grey, origin = sitk.GetArrayFromImage(moving.grey), matrix
+    if start.IsLinear():
+        start_matrix = affine_matrix(start)
+        origin = start_matrix @ matrix
+    else:
+        start_matrix = np.eye(4)
+        # The optimisation sees the moving image already warped.
+        grid = grid_of(fixed.grey)
+        grey = sitk.GetArrayFromImage(warp(moving.grey, start, fixed.grey, background=0.0))
+    still = sitk.GetArrayFromImage(fixed.grey)
+    inside = np.argwhere(sitk.GetArrayFromImage(fixed.region) > 0)
+    random = np.random.default_rng(seed)
+    values, points, volumes = [], [], []
+    for n, blur in enumerate(blurs):
+        count = min(len(inside), _SAMPLES >> (len(blurs) - 1 - n))
+        chosen = inside[random.choice(len(inside), count, replace=False)]
+        values.append(ndimage.gaussian_filter(still, blur)[tuple(chosen.T)])
+        points.append(grid_of(fixed.grey).points(chosen))
+        volumes.append(ndimage.gaussian_filter(grey, blur))
+    found = align(values, points, volumes, grid, fixed.center_of_mass, origin, affine, on_step=progress.update)
+    return None if found is None else np.linalg.inv(start_matrix) @ found
+
+
+def _joined(start: sitk.Transform, matrix: np.ndarray) -> sitk.Transform:
+    """x -> start(matrix x): one affine when ``start`` is linear."""
+    if start.IsLinear():
+        return affine_transform(affine_matrix(start) @ matrix)
+    return sitk.CompositeTransform([start, affine_transform(matrix)])
+
+
+def _plausible(matrix: np.ndarray) -> bool:
+    """Whether nobody's anatomy would be scaled or sheared more than that, or mirrored."""
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(_SCALES[0] < scales.min() and scales.max() < _SCALES[1] and np.linalg.det(matrix[:3, :3]) > 0)
+
+
+def _similarity(fixed: Side, moving: Side, transform: sitk.Transform) -> float:
+    """Normalised mutual information over both bodies; what lies outside the moving image counts as dark.
+
+    So it does not profit from pushing the images apart.
+    """
+    seen = sitk.GetArrayFromImage(warp(moving.grey, transform, fixed.grey, background=0.0))
+    bodies = sitk.GetArrayFromImage(fixed.body) | sitk.GetArrayFromImage(
+        warp(moving.body, transform, fixed.body, "nearest")
+    )
+    if fixed.chosen:
+        bodies &= sitk.GetArrayFromImage(fixed.region)
+    return normalized_mutual_information(sitk.GetArrayFromImage(fixed.grey), seen, bodies > 0)

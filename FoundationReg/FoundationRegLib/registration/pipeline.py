@@ -1,0 +1,210 @@
+"""The one path from two images to a transform: `register`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from ..core.cache import Cache
+from ..core.grid import Grid
+from ..core.progress import Preview, Progress
+from ..encoders.loading import require
+from ..errors import InputError, OutOfMemory
+from ..images.conversion import grid_of
+from ..images.resampling import overlap_fraction
+from ..images.transforms import compose_field
+from ..numerics.devices import choose_device, is_out_of_memory
+from ..settings import Settings
+from . import linear
+from .deformable import Deformation, deform
+from .inputs import ImageLike, Inputs, PointsLike, read_inputs
+from .preparation import LEAST_VOXELS, prepare_pair, working_voxels
+from .pyramid import Pair
+from .result import Registration, _result
+
+__all__ = ["Cache", "Registration", "register"]
+
+
+_LEAST_OVERLAP = 0.02
+
+
+def register(
+    fixed: ImageLike,
+    moving: ImageLike,
+    settings: Settings | None = None,
+    *,
+    initial_transform: str | Path | sitk.Transform | None = None,
+    fixed_mask: ImageLike | None = None,
+    moving_mask: ImageLike | None = None,
+    exclude_fixed: ImageLike | None = None,
+    exclude_moving: ImageLike | None = None,
+    fixed_labels: ImageLike | None = None,
+    moving_labels: ImageLike | None = None,
+    fixed_points: PointsLike | None = None,
+    moving_points: PointsLike | None = None,
+    guide_with_labels: bool = False,
+    guide_with_points: bool = False,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> Registration:
+    """Find the transform that takes fixed points to moving points.
+
+    Images are paths or SimpleITK images. Labels and points measure the result; they guide it only when asked.
+    ``exclude_*`` masks keep a lesion out of the similarity. Raises `InputError` for input that cannot be used before
+    any long work starts, `OutOfMemory`, and `Cancelled` when ``progress`` says so.
+    """
+    settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
+    device = choose_device(settings.device)
+    _check_guides(guide_with_labels and (fixed_labels, moving_labels), "labels")
+    _check_guides(guide_with_points and (fixed_points, moving_points), "points")
+    for name, _ in settings.encoders:
+        require(name, settings.encoder_layers)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        with progress.stage("load", 0.03):
+            inputs = read_inputs(
+                fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
+                exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
+                moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
+            )  # fmt: skip
+        with progress.stage("align", 0.12):
+            key = ("linear", _content(inputs), _aligning(settings))
+            linear, facts = cache.get(key, lambda: _aligned(inputs, settings, progress))
+        if overlap_fraction(inputs.fixed, inputs.moving, linear) < _LEAST_OVERLAP:
+            raise InputError(
+                "The images do not overlap after the initial alignment; give an initial transform or another start."
+            )
+        guided = (guide_with_labels, guide_with_points)
+        pair, found, warnings = _deformed(inputs, linear, key, guided, settings, device, progress, cache)
+        facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
+        with progress.stage("output", 0.15):
+            made = _result(inputs, linear, facts, pair, found, settings, device, progress)
+        made.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
+        return made
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"The memory of {device} is not enough; set a larger finest_spacing_mm or choose the preset fast."
+        ) from None
+
+
+def _content(inputs: Inputs) -> str:
+    """Hash of everything that came in."""
+    digest = hashlib.sha256()
+    for value in vars(inputs).values():
+        if isinstance(value, sitk.Image):
+            digest.update(grid_of(value).affine.tobytes())
+            digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(value)).tobytes())
+        elif isinstance(value, sitk.DisplacementFieldTransform):
+            digest.update(sitk.GetArrayViewFromImage(value.GetDisplacementField()).tobytes())
+        elif isinstance(value, sitk.Transform):
+            digest.update(repr((value.GetName(), value.GetParameters(), value.GetFixedParameters())).encode())
+        elif isinstance(value, np.ndarray):
+            digest.update(value.tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _check_guides(sides, kind: str) -> None:
+    """Raise where ``sides``, those of fixed and moving that shall guide, are not both there."""
+    if sides and any(side is None for side in sides):
+        raise InputError(f"To guide with {kind}, {kind} of both images are needed.")
+
+
+def _aligning(settings: Settings) -> str:
+    """The settings that decide the linear stage."""
+    names = ("start", "rigid", "affine", "seed", "fixed_intensity", "moving_intensity", "fixed_window",
+             "moving_window")  # fmt: skip
+    return str([getattr(settings, name) for name in names])
+
+
+def _preparing(settings: Settings) -> str:
+    """The settings that decide how the pair looks."""
+    names = ("fixed_intensity", "moving_intensity", "fixed_window", "moving_window", "body_mask", "finest_spacing_mm",
+             "search_spacing_mm", "levels")  # fmt: skip
+    return str([getattr(settings, name) for name in names])
+
+
+def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk.Transform, dict[str, Any]]:
+    sides = [
+        linear.prepare(image, mask, None if kind == "auto" else kind, window)
+        for image, mask, kind, window in (
+            (inputs.fixed, inputs.fixed_mask, settings.fixed_intensity, settings.fixed_window),
+            (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
+        )
+    ]
+    with progress.stage("start", 0.3):
+        start = linear.initial(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
+    with progress.stage("linear", 0.7):
+        return linear.linear(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+
+
+def _deformed(
+    inputs: Inputs,
+    linear: sitk.Transform,
+    content: Hashable,
+    guided: tuple[bool, bool],
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+    cache: Cache,
+) -> tuple[Pair, Deformation, list[str]]:
+    """Both images on the working grid, the deformation between them, and warnings.
+
+    When memory runs out on a grid that nobody asked for, one of half as many voxels is taken instead.
+    """
+    preview = _previewer(linear, progress)
+    wanted = str([settings.to_dict(), guided]) if any(guided) else _preparing(settings)
+
+    def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
+        with progress.stage("prepare", 0.05):
+            key = ("pair", content, wanted, voxels)
+            pair = cache.get(key, lambda: prepare_pair(inputs, linear, settings, voxels, *guided))
+        try:
+            with progress.stage("deform", 0.65):
+                return pair, deform(pair, settings, device, progress, cache, preview)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or settings.finest_spacing_mm or _size(pair) < 2 * LEAST_VOXELS:
+                raise
+            return pair, None
+
+    voxels, warnings = working_voxels(settings, device), []
+    pair, found = attempt(voxels)
+    while found is None:
+        cache.clear()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        spacing, voxels = pair.grid.spacing[0], min(voxels, _size(pair)) // 2
+        pair, found = attempt(voxels)
+        warnings.append(
+            f"The memory of {device} was not enough for a working grid of {spacing:.2g} mm; one of "
+            f"{pair.grid.spacing[0]:.2g} mm was taken."
+        )
+    return pair, found, warnings
+
+
+def _size(pair: Pair) -> int:
+    return int(np.prod(pair.grid.shape))
+
+
+def _previewer(linear: sitk.Transform, progress: Progress):
+    """Sends the composed field, coarse enough to be quick, to who watches; None when nobody does."""
+    if not progress.wants_previews:
+        return None
+
+    def send(stage: str, displacement: Tensor, grid: Grid) -> None:
+        lattice = grid.with_spacing(max(6.0, float(grid.spacing.max()))).padded(1, 1)
+        transform = compose_field(linear, displacement, grid, lattice)
+        vectors = sitk.GetArrayFromImage(transform.GetDisplacementField()).astype(np.float32)
+        progress.preview(Preview(stage, lattice, vectors))
+
+    return send

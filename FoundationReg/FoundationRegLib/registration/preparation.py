@@ -1,0 +1,129 @@
+"""From what came in to what the deformable stage compares: both images, masks and guides on one working grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+
+from ..core.grid import Grid
+from ..errors import InputError
+from ..evaluation import metrics
+from ..images.conversion import grid_of, image_from_array
+from ..images.inversion import inverse_points
+from ..images.preprocessing import (
+    MOST_VOXELS,
+    default_spacing,
+    foreground_mask,
+    intensity_kind,
+    scale_intensity,
+    working_grid,
+)
+from ..images.resampling import resample_to_grid, validity
+from ..settings import Settings
+from .inputs import Inputs
+from .pyramid import Pair, lattice_multiple
+
+_MARGIN_MM = 8.0
+# MIND looks so many voxels around itself: next to a lesion it tells of the lesion.
+_DESCRIPTOR_REACH = 3
+# Peak memory: GB for the libraries and the images, and bytes per voxel of the working grid (Testing/Benchmarks).
+_BASE_GB, _VOXEL_BYTES = 0.6, 600
+LEAST_VOXELS = 200_000
+
+
+def working_voxels(settings: Settings, device: torch.device) -> int:
+    """Voxels of the fixed image's working grid at most: as many as the memory holds, and no more than are of use."""
+    memory_gb = settings.memory_gb
+    if not memory_gb and device.type == "cuda":
+        memory_gb = torch.cuda.mem_get_info(device)[0] * 0.8e-9
+    if not memory_gb:
+        return MOST_VOXELS
+    return int(min(MOST_VOXELS, max(LEAST_VOXELS, (memory_gb - _BASE_GB) * 1e9 / _VOXEL_BYTES)))
+
+
+def prepare_pair(
+    inputs: Inputs, linear: sitk.Transform, settings: Settings, voxels: int, by_labels: bool, by_points: bool
+) -> Pair:
+    """Both images on the working grid, the moving one through the linear stage.
+
+    ``by_labels``, ``by_points``: the inputs have them on both sides, and they guide.
+    """
+    arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
+    kinds, bodies = {}, {}
+    for side, array in arrays.items():
+        wanted = getattr(settings, f"{side}_intensity")
+        kinds[side] = intensity_kind(array) if wanted == "auto" else wanted
+        spacing = grid_of(getattr(inputs, side)).spacing
+        bodies[side] = foreground_mask(array, kinds[side], spacing)
+    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels)
+    grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, _MARGIN_MM)
+    multiple = lattice_multiple(settings, spacing)
+    extra = [-n % multiple for n in grid.shape]
+    grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
+
+    def on_grid(image: sitk.Image | None, side: str) -> np.ndarray | None:
+        if image is None:
+            return None
+        through = linear if side == "moving" else None
+        return resample_to_grid(image, grid, through, "nearest", 0) > 0
+
+    made: dict[str, np.ndarray] = {}
+    for side, array in arrays.items():
+        image = getattr(inputs, side)
+        through = linear if side == "moving" else None
+        window = getattr(settings, f"{side}_window")
+        scaled = image_from_array(scale_intensity(array, kinds[side], window, bodies[side]), grid_of(image))
+        made[side] = resample_to_grid(scaled, grid, through, background=0.0)
+        inside = validity(image, grid, through)
+        body = on_grid(image_from_array(bodies[side], grid_of(image)), side)
+        made[f"{side}_body"] = body if settings.body_mask and body.any() else inside
+        mask = _near(made[f"{side}_body"], spacing) & inside
+        chosen, excluded = (on_grid(getattr(inputs, name), side) for name in (f"{side}_mask", f"exclude_{side}"))
+        if chosen is not None:
+            mask &= chosen
+        if excluded is not None and excluded.any():
+            mask &= ~_near(excluded, spacing, _DESCRIPTOR_REACH * spacing)
+        if not mask.any():
+            raise InputError(
+                f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."
+            )
+        made[f"{side}_mask"] = mask
+    if by_labels:
+        made["guides"] = _label_channels(inputs, grid, linear)
+    if by_points:
+        made["landmarks"] = _landmarks(inputs, grid, linear)
+    return Pair(grid, **made)
+
+
+def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray:
+    """``body`` and what lies within ``distance`` mm of it: the skin's outer side belongs to the similarity.
+
+    To within a voxel: distances are those of blocks of two voxels along each axis, an eighth of the work.
+    """
+    blocks = body.reshape([n for count in body.shape for n in (count // 2, 2)]).any(axis=(1, 3, 5))
+    if blocks.all():
+        return np.ones_like(body)
+    near = ndimage.distance_transform_edt(~blocks, 2 * spacing) <= distance
+    return near.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+
+
+def _label_channels(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
+    """Each common label as a soft channel (C, D, H, W), blurred by a few mm so that it pulls from afar."""
+    labels = metrics.common_labels(inputs.fixed_labels, inputs.moving_labels)
+    fixed = resample_to_grid(inputs.fixed_labels, grid, None, "nearest", 0)
+    moving = resample_to_grid(inputs.moving_labels, grid, linear, "nearest", 0)
+    sigma = 3.0 / grid.spacing
+    soft = [
+        np.stack([ndimage.gaussian_filter((values == label).astype(np.float32), sigma) for label in labels])
+        for values in (fixed, moving)
+    ]
+    return soft[0], soft[1]
+
+
+def _landmarks(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed landmarks as indices of the working grid, and the displacement in mm that each needs."""
+    aligned, _ = inverse_points(linear, inputs.moving_points)
+    needed = (aligned - inputs.fixed_points) @ grid.direction
+    return grid.indices(inputs.fixed_points), needed

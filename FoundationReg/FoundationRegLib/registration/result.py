@@ -1,0 +1,166 @@
+"""What a registration found: `Registration`, and how it is put together."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from .. import __version__
+from ..core.grid import Grid
+from ..core.progress import Progress
+from ..evaluation import metrics
+from ..features.extraction import FeatureRaster, place
+from ..images.conversion import grid_of, image_from_array
+from ..images.inversion import inverse_points
+from ..images.resampling import resample_to_grid, warp
+from ..images.transforms import compose_field
+from ..settings import Settings
+from ..weights.catalogue import catalogue
+from .deformable import Deformation
+from .inputs import Inputs
+from .pyramid import Pair
+from .quality import describe
+
+
+@dataclass
+class Registration:
+    """What a registration found. Images are SimpleITK images in the fixed geometry; points are LPS mm.
+
+    ``transform`` maps fixed points to moving points: one displacement field over the whole fixed image, with every
+    stage and the initial transform composed. ``linear`` is the part before the deformation.
+    ``metrics``: ``{"before": {...}, "linear": {...}, "after": {...}}`` with the keys of `metrics.evaluate`.
+    ``record``: settings, versions, weights' hashes, seed, device, seconds per stage, warnings.
+    ``loss``: loss per iteration by refinement level. ``features``: encoder id (or the name of your own model's
+    file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
+    ``uncertainty``: error estimate in mm.
+    ``quality``: one plain sentence for the user.
+    """
+
+    fixed: sitk.Image
+    moving: sitk.Image
+    transform: sitk.DisplacementFieldTransform
+    linear: sitk.Transform
+    warped: sitk.Image
+    metrics: dict[str, dict[str, float]]
+    record: dict[str, Any]
+    quality: str
+    loss: dict[str, list[float]] = field(default_factory=dict)
+    features: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    feature_grid: Grid | None = None
+    uncertainty: sitk.Image | None = None
+    warped_labels: sitk.Image | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def inverse(self) -> sitk.DisplacementFieldTransform:
+        """The numerical inverse: maps moving points to fixed points, over the whole moving image.
+
+        Found node by node with Newton's method; where the transform does not reach a point, the nearest try stands.
+        """
+        grid = grid_of(self.moving)
+        coarse = grid.with_spacing(np.maximum(grid.spacing, 2 * np.array(self.fixed.GetSpacing()).min()))
+        # One node beyond every face, so that the lattice covers the outermost voxel centres.
+        lattice = coarse.padded(1, 1)
+        points = lattice.points(np.moveaxis(np.indices(lattice.shape), 0, -1).reshape(-1, 3))
+        found, _ = inverse_points(self.transform, points)
+        vectors = (found - points).reshape(*lattice.shape, 3)
+        return sitk.DisplacementFieldTransform(image_from_array(vectors, lattice))
+
+    def jacobian(self) -> sitk.Image:
+        """Determinant of the Jacobian of ``transform`` at each fixed voxel, float32; at most 0 where it folds."""
+        return metrics.jacobian(self.transform, self.fixed)
+
+
+def _result(
+    inputs: Inputs,
+    linear: sitk.Transform,
+    facts: dict[str, Any],
+    pair: Pair,
+    found: Deformation,
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+) -> Registration:
+    # A start that bends is kept in full detail.
+    lattice = _lattice(inputs.fixed, found.grid) if linear.IsLinear() else None
+    transform = compose_field(linear, found.displacement, found.grid, inputs.fixed, lattice)
+    progress.update(0.3)
+    warped = warp(inputs.moving, transform, inputs.fixed)
+    measured = {
+        name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+    }
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    scores = {}
+    for name, candidate in (("before", inputs.initial or identity), ("linear", linear), ("after", transform)):
+        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **measured)
+        progress.update(0.5)
+    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
+    labels = None
+    if inputs.moving_labels is not None:
+        labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
+    uncertainty = None
+    if found.uncertainty is not None:
+        mapped = found.uncertainty.cpu().numpy().astype(np.float32)
+        uncertainty = warp(image_from_array(mapped, found.grid), identity, inputs.fixed, background=float(mapped.max()))
+    record = {
+        "foundationreg": __version__,
+        "settings": settings.to_dict(),
+        "seed": settings.seed,
+        "device": str(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "SimpleITK": sitk.Version.VersionString(),
+        },
+        "weights_sha256": found.weights,
+        "grey_weights": [round(share, 3) for share in found.grey],
+        "linear": facts.get("kept", "start"),
+        "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
+        "warnings": warnings,
+    }
+    pictures, picture_grid = _feature_pictures(found.rasters, pair)
+    return Registration(
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
+        record=record, quality=describe(scores, found, settings), loss=found.losses, features=pictures,
+        feature_grid=picture_grid, uncertainty=uncertainty, warped_labels=labels, warnings=warnings,
+    )  # fmt: skip
+
+
+def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
+    """Nodes of the resulting field: as far apart as the displacement's own, which spares seven eighths of the file,
+    from the first voxel centre of ``fixed`` to beyond its last one."""
+    grid = grid_of(fixed)
+    spacing = np.maximum(grid.spacing, float(nodes.spacing[0]))
+    shape = np.ceil((np.array(grid.shape) - 1) * grid.spacing / spacing - 1e-6).astype(int) + 1
+    return Grid.from_axes(shape, spacing, grid.origin, grid.direction).padded(1, 1)
+
+
+def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], pair: Pair):
+    """The first three principal components of both images as RGB (z, y, x, 3), black outside the body."""
+    grid = pair.grid.with_spacing(max(2.0, float(pair.grid.spacing[0])))
+    pictures = {}
+    for encoder, sides in rasters.items():
+        # Of one's own model not the whole path: names of scene nodes and their references are made of it.
+        name = encoder if encoder in catalogue() else re.sub(r"[^\w.+-]+", "_", Path(encoder).name)
+        placed = [place(raster, grid)[:3].cpu().numpy() for raster in sides]
+        bodies = [
+            resample_to_grid(image_from_array(body, pair.grid), grid, None, "nearest", 0) > 0
+            for body in (pair.fixed_body, pair.moving_body)
+        ]
+        inside = np.concatenate([values[:, body] for values, body in zip(placed, bodies, strict=True)], axis=1)
+        low, high = np.percentile(inside, [1, 99], axis=1)
+        pictures[name] = {}
+        for side, values, body in zip(("fixed", "moving"), placed, bodies, strict=True):
+            scaled = (np.moveaxis(values, 0, -1) - low) / np.maximum(high - low, 1e-6)
+            rgb = (scaled.clip(0, 1) * 255).astype(np.uint8)
+            if rgb.shape[-1] < 3:
+                rgb = np.repeat(rgb[..., :1], 3, axis=-1)
+            pictures[name][side] = rgb * body[..., None]
+    return pictures, grid if pictures else None

@@ -1,0 +1,334 @@
+"""One registration of nodes: send the inputs to the worker, follow it, and put the result into the scene.
+
+Until the result is there the scene is left alone, save for the live preview, which is undone. No Qt is needed; someone
+calls `Channel.pump` regularly, usually a timer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+
+from ... import errors
+from ...core.grid import Grid
+from ...errors import Cancelled, FoundationRegError, InputError
+from ..scene import nodes, results
+from ..scene.preview import LivePreview
+from .channel import Channel
+from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
+
+FOLDED_PERCENT = 0.05  # less than this is negligible, as `quality` says too
+RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
+
+
+class RegistrationJob:
+    """A registration that runs. ``state`` is one of running, done, failed, cancelled; ``result`` or ``error`` follows.
+
+    ``on_event`` gets the worker's events as dictionaries and, last, ``{"event": "done" | "failed" | "cancelled"}``.
+    ``allow_folded`` is asked, with the share of folded voxels in percent, before landmarks or models are placed under a
+    transform that folds; without it they are, with a warning.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        request: RegistrationRequest,
+        on_event: Callable[[dict], None] | None = None,
+        allow_folded: Callable[[float], bool] | None = None,
+    ):
+        if channel.job is not None and channel.job.running:
+            raise InputError("A registration is already running; wait for it or cancel it first.")
+        request.check()
+        self.request, self._channel, self._on_event = request, channel, on_event
+        self._allow_folded = allow_folded
+        self.state, self.result, self.error = RUNNING, None, None
+        self._names: dict[int, str] = {}
+        self._started = time.monotonic()
+        self._observed: list[tuple[Any, int]] = []
+        self._preview: LivePreview | None = None
+        self._folder: Path | None = None
+        self._number: int | None = None
+        try:
+            self._folder = channel.process.run_folder()
+            payload = self._write_inputs()
+            self._number = channel.ask(self._handle, "register", **payload)
+        except OSError as error:
+            self._remove_folder()
+            raise InputError(f"The volumes could not be handed to the registration process: {error}.") from error
+        except BaseException:
+            self._remove_folder()
+            raise
+        channel.job = self
+        scene = slicer.mrmlScene
+        self._observe(scene, scene.StartCloseEvent, lambda *_: self.cancel())
+        self._observe(scene, scene.NodeRemovedEvent, lambda *_: self._check_inputs())
+        if request.preview:
+            self._preview = LivePreview(request.fixed, request.moving)
+
+    @property
+    def running(self) -> bool:
+        return self.state == RUNNING
+
+    def cancel(self) -> None:
+        """End the worker and everything that it started; every node is as it was."""
+        if self.running:
+            self._channel.kill()
+            self._end(CANCELLED, Cancelled("The registration was cancelled; nothing was changed."))
+
+    def stop_softly(self) -> None:
+        """Ask the worker to give up but to keep its models and features; the job is cancelled when it answers."""
+        if self.running:
+            self._channel.process.send("cancel", target=self._number)
+
+    def finish(self) -> None:
+        """Accept the transform found so far: the worker ends the refinement and answers with it."""
+        if self.running:
+            self._channel.process.send("finish", target=self._number)
+
+    def wait(self, idle: Callable[[], None] | None = None) -> RegistrationResult:
+        """Block until the end, calling ``idle`` in between. Raises the error of a job that failed."""
+        while self.running:
+            self._channel.pump()
+            if idle is not None:
+                idle()
+            if self.running:
+                time.sleep(0.02)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def _write_inputs(self) -> dict:
+        request, folder = self.request, self._folder
+
+        def write(name: str, array: np.ndarray, grid: Grid) -> dict:
+            path = folder / f"{name}.npy"
+            np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+            return {"array": str(path), "affine": grid.affine.tolist()}
+
+        grids = {side: nodes.volume_grid(getattr(request, side)) for side in ("fixed", "moving")}
+        payload = {side: write(side, nodes.volume_array(getattr(request, side)), grid) for side, grid in grids.items()}
+        for side, grid in grids.items():
+            for name in (f"{side}_mask", f"exclude_{side}"):
+                mask = getattr(request, name)
+                if mask is not None:
+                    array = nodes.mask_array(mask, getattr(request, side), MASK_ROLES[name])
+                    payload[name] = write(name, array, grid)
+        if request.fixed_labels is not None:
+            pairs = [(request.fixed_labels, request.fixed), (request.moving_labels, request.moving)]
+            arrays, self._names = nodes.label_arrays(pairs)
+            for side, array in zip(grids, arrays, strict=True):
+                payload[f"{side}_labels"] = write(f"{side}_labels", array, grids[side])
+        if request.fixed_points is not None:
+            points = nodes.landmark_pair(request.fixed_points, request.fixed, request.moving_points, request.moving)
+            payload.update(fixed_points=points[0].tolist(), moving_points=points[1].tolist())
+        chain = nodes.chain_between(request.fixed.GetParentTransformNode(), request.initial_node())
+        initial = nodes.describe_initial(chain, grids["fixed"])
+        if initial is not None and "field" in initial:
+            payload["initial_transform"] = write("initial", initial["field"], initial["grid"])
+        elif initial is not None:
+            payload["initial_transform"] = {"matrix": initial["matrix"].tolist()}
+        return {
+            **payload,
+            "settings": request.settings,
+            "preview": request.preview,
+            "guide_with_labels": request.guide_with_labels,
+            "guide_with_points": request.guide_with_points,
+            "folder": str(folder),
+        }
+
+    def _observe(self, target, event, callback) -> None:
+        self._observed.append((target, target.AddObserver(event, callback)))
+
+    def _check_inputs(self) -> None:
+        if not self.running:
+            return
+        for node in self.request.inputs():
+            if node.GetScene() is None:
+                self._channel.kill()
+                name = node.GetName()
+                self._end(FAILED, InputError(f"{name!r} was removed from the scene, so the registration was stopped."))
+                return
+
+    def _handle(self, event: dict) -> None:
+        """Take one event of the worker."""
+        if not self.running:
+            return
+        kind = event["event"]
+        if kind == "preview":
+            self._show_preview(event)
+        elif kind == "error":
+            error = _as_exception(event)
+            self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))
+        elif kind == "result":
+            self._take_result(event)
+        else:
+            self._tell(event)
+
+    def _show_preview(self, event: dict) -> None:
+        path = Path(event["array"])
+        try:
+            displacement = np.load(path, allow_pickle=False)
+            path.unlink()
+        except (OSError, ValueError):
+            return
+        if self._preview is not None:
+            self._preview.show(displacement, Grid(displacement.shape[:3], event["affine"]))
+            self._tell({"event": "preview", "stage": event.get("stage", "")})
+
+    def set_preview(self, wanted: bool) -> None:
+        """Show or hide the live preview of a running job that was started with previews."""
+        if not self.running or not self.request.preview:
+            return
+        if wanted and self._preview is None:
+            self._preview = LivePreview(self.request.fixed, self.request.moving)
+        elif not wanted and self._preview is not None:
+            self._preview.restore()
+            self._preview = None
+
+    def _take_result(self, event: dict) -> None:
+        try:
+            arrays = {key: _load(event[key]) for key in ("transform", "warped", "uncertainty") if event.get(key)}
+            features = {
+                encoder: {side: _load(value) for side, value in pair.items()}
+                for encoder, pair in event.get("features", {}).items()
+            }
+            self._drop_preview()
+            self.result = self._fill_scene(event, arrays, features)
+        except (OSError, ValueError, KeyError) as error:
+            self._end(FAILED, FoundationRegError(f"The result could not be read: {error}."))
+            return
+        self._end(DONE)
+
+    def _fill_scene(self, event: dict, arrays: dict, features: dict) -> RegistrationResult:
+        request, scene = self.request, slicer.mrmlScene
+        name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
+        transform, volume = request.output_transform, request.output_volume
+        if transform is None and (request.create_transform or (volume is None and not request.create_volume)):
+            transform = scene.AddNewNodeByClass("vtkMRMLTransformNode", scene.GenerateUniqueName(name))
+        if volume is None and request.create_volume:
+            volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
+        answer = RegistrationResult(transform, volume)
+        answer.metrics, answer.record = event.get("metrics") or {}, event.get("record") or {}
+        answer.quality, answer.warnings = event.get("quality", ""), list(event.get("warnings", []))
+        if transform is not None:
+            initial, before = request.initial_node(), request.moving.GetParentTransformNode()
+            results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
+            initial = None if initial is transform else initial
+            transform.SetNodeReferenceID(results.INITIAL_ROLE, initial.GetID() if initial else None)
+            if request.apply_transform:
+                answer.warnings += self._carry(transform, before, answer.folded_percent)
+        if volume is not None:
+            results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving)
+        owner = transform if transform is not None else volume
+        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
+        owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
+        owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
+        owner.SetNodeReferenceID(results.ROLE + "moving", request.moving.GetID())
+        if transform is not None and volume is not None:
+            transform.SetNodeReferenceID(results.ROLE + "warped", volume.GetID())
+        self._fill_extras(answer, owner, name, arrays, features, event.get("loss") or {})
+        answer.seconds = time.monotonic() - self._started
+        return answer
+
+    def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
+        request = self.request
+        rows = results.metric_rows(answer.metrics, self._names)
+        answer.tableNode = results.owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
+        titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
+        results.set_table(answer.tableNode, {"Metric": list(titles), "Before": list(before), "After": list(after)})
+        if any(loss.values()):
+            answer.chartNode = results.set_loss_chart(owner, loss, name)
+        if request.jacobian:
+            answer.jacobianNode = results.owned_node(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
+            displacement, grid = arrays["transform"]
+            determinant = results.jacobian_determinant(displacement, grid)
+            results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
+        if "uncertainty" in arrays:
+            node = results.owned_node(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
+            node.SetHideFromEditors(True)
+            results.set_uncertainty(node, *arrays["uncertainty"], request.fixed.GetParentTransformNode())
+        if not request.features:
+            return
+        owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(features))
+        for encoder, pair in features.items():
+            answer.featureNodes[encoder] = {}
+            for side, (array, grid) in pair.items():
+                role = f"features.{encoder}.{side}"
+                title = f"{encoder} features of {getattr(request, side).GetName()}"
+                node = results.owned_node(owner, role, "vtkMRMLVectorVolumeNode", title)
+                node.SetHideFromEditors(True)
+                results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
+                answer.featureNodes[encoder][side] = node
+
+    def _carry(self, transform, before, folded: float) -> list[str]:
+        """Place the moving volume and what belongs to it under ``transform``; say what cannot follow."""
+        request, warnings = self.request, []
+        request.moving.SetAndObserveTransformNodeID(transform.GetID())
+        chosen = [request.moving_labels, request.moving_points, request.moving_mask, request.exclude_moving]
+        chosen += request.carry
+        followers = list(dict.fromkeys(n for n in chosen if n is not None and n.GetScene() is not None))
+        # Points and surfaces need the inverse, which does not exist where the field folds.
+        inverted = [node for node in followers if node.IsA("vtkMRMLMarkupsNode") or node.IsA("vtkMRMLModelNode")]
+        if folded >= FOLDED_PERCENT and inverted:
+            names = ", ".join(repr(node.GetName()) for node in inverted)
+            if self._allow_folded is not None and not self._allow_folded(folded):
+                followers = [node for node in followers if node not in inverted]
+                warnings.append(f"The deformation folds, so {names} did not follow.")
+            else:
+                warnings.append(f"The deformation folds in places; there {names} may be misplaced.")
+        for node in followers:
+            if node.GetParentTransformNode() in (before, transform):
+                node.SetAndObserveTransformNodeID(transform.GetID())
+            else:
+                warnings.append(
+                    f"{node.GetName()!r} does not lie under the same transform as the moving volume, so it stays where "
+                    "it is; put both under one transform and run again."
+                )
+        return warnings
+
+    def _drop_preview(self) -> None:
+        if self._preview is not None:
+            self._preview.restore()
+            self._preview = None
+
+    def _end(self, state: str, error: FoundationRegError | None = None, details: str = "") -> None:
+        self.state, self.error = state, error
+        for target, tag in self._observed:
+            target.RemoveObserver(tag)
+        self._observed = []
+        self._drop_preview()
+        self._remove_folder()
+        message = str(error) if error else self.result.quality
+        self._tell({"event": state, "message": message, "kind": type(error).__name__, "details": details})
+
+    def _remove_folder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tell(self, event: dict) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _load(value: dict) -> tuple[np.ndarray, Grid]:
+    array = np.load(value["array"], allow_pickle=False)
+    with contextlib.suppress(OSError):
+        Path(value["array"]).unlink()
+    return array, Grid(array.shape[:3], value["affine"])
+
+
+def _as_exception(event: dict) -> FoundationRegError:
+    kind = getattr(errors, str(event.get("kind")), FoundationRegError)
+    if not (isinstance(kind, type) and issubclass(kind, FoundationRegError)):
+        kind = FoundationRegError
+    return kind(event.get("message", "The registration failed."))

