@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import below, load_strictly, read_checkpoint
+from ..weights.checkpoints import below, load_strictly, read_checkpoint
 from .tiny_vit import ChannelNorm
 
 WIDTH, HEADS, MLP_WIDTH, ROUNDS, MASK_TOKENS = 256, 8, 2048, 2, 4

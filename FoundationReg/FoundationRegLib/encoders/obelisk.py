@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import load_strictly, read_checkpoint
+from ..weights.checkpoints import load_strictly, read_checkpoint
 
 
 def halved(size: Sequence[int]) -> tuple[int, ...]:

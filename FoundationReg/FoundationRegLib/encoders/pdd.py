@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .checkpoints import load_strictly, read_checkpoint
+from ..weights.checkpoints import load_strictly, read_checkpoint
 from .obelisk import sampled
 
 _SPARSITY = 3
