@@ -1,4 +1,4 @@
-"""What a registration found: `Registration`, and how it is put together."""
+"""The result of a registration, and how it is put together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .. import __version__
 from ..core.grid import Grid
 from ..core.progress import Progress
 from ..evaluation import metrics
-from ..features.extraction import FeatureRaster, place
+from ..features.raster import FeatureRaster, resample_features
 from ..images.conversion import grid_of, image_from_array
 from ..images.inversion import inverse_points
 from ..images.resampling import resample_to_grid, warp
@@ -25,13 +25,13 @@ from ..settings import Settings
 from ..weights.catalogue import catalogue
 from .deformable import Deformation
 from .inputs import Inputs
-from .pyramid import Pair
+from .pair import Pair
 from .quality import describe
 
 
 @dataclass
 class Registration:
-    """What a registration found. Images are SimpleITK images in the fixed geometry; points are LPS mm.
+    """The result of a registration. Images are SimpleITK images in the fixed geometry; points are LPS mm.
 
     ``transform`` maps fixed points to moving points: one displacement field over the whole fixed image, with every
     stage and the initial transform composed. ``linear`` is the part before the deformation.
@@ -77,38 +77,55 @@ class Registration:
         return metrics.jacobian(self.transform, self.fixed)
 
 
-def _result(
+def build_result(
     inputs: Inputs,
     linear: sitk.Transform,
     facts: dict[str, Any],
     pair: Pair,
-    found: Deformation,
+    deformation: Deformation,
     settings: Settings,
     device: torch.device,
     progress: Progress,
 ) -> Registration:
+    """All stages as one transform, the warped images and what they score. ``facts``: of the linear stage."""
     # A start that bends is kept in full detail.
-    lattice = _lattice(inputs.fixed, found.grid) if linear.IsLinear() else None
-    transform = compose_field(linear, found.displacement, found.grid, inputs.fixed, lattice)
+    lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
+    transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
     progress.update(0.3)
     warped = warp(inputs.moving, transform, inputs.fixed)
-    measured = {
+    scores = _scores(inputs, linear, transform, progress)
+    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
+    labels = None
+    if inputs.moving_labels is not None:
+        labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
+    record = _record(settings, device, deformation, pair) | {"linear": facts.get("kept", "start"), "warnings": warnings}
+    pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
+    return Registration(
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
+        record=record, quality=describe(scores, deformation, settings), loss=deformation.losses, features=pictures,
+        feature_grid=picture_grid, uncertainty=_uncertainty_image(deformation, inputs.fixed), warped_labels=labels,
+        warnings=warnings,
+    )  # fmt: skip
+
+
+def _scores(
+    inputs: Inputs, linear: sitk.Transform, transform: sitk.Transform, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Metrics before, after the linear stage and after all."""
+    references = {
         name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
     }
     identity = sitk.Transform(3, sitk.sitkIdentity)
     scores = {}
     for name, candidate in (("before", inputs.initial or identity), ("linear", linear), ("after", transform)):
-        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **measured)
+        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **references)
         progress.update(0.5)
-    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
-    labels = None
-    if inputs.moving_labels is not None:
-        labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
-    uncertainty = None
-    if found.uncertainty is not None:
-        mapped = found.uncertainty.cpu().numpy().astype(np.float32)
-        uncertainty = warp(image_from_array(mapped, found.grid), identity, inputs.fixed, background=float(mapped.max()))
-    record = {
+    return scores
+
+
+def _record(settings: Settings, device: torch.device, deformation: Deformation, pair: Pair) -> dict[str, Any]:
+    """What somebody needs to repeat the registration."""
+    return {
         "foundationreg": __version__,
         "settings": settings.to_dict(),
         "seed": settings.seed,
@@ -119,18 +136,19 @@ def _result(
             "numpy": np.__version__,
             "SimpleITK": sitk.Version.VersionString(),
         },
-        "weights_sha256": found.weights,
-        "grey_weights": [round(share, 3) for share in found.grey],
-        "linear": facts.get("kept", "start"),
+        "weights_sha256": deformation.weights,
+        "grey_weights": [round(share, 3) for share in deformation.grey],
         "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
-        "warnings": warnings,
     }
-    pictures, picture_grid = _feature_pictures(found.rasters, pair)
-    return Registration(
-        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
-        record=record, quality=describe(scores, found, settings), loss=found.losses, features=pictures,
-        feature_grid=picture_grid, uncertainty=uncertainty, warped_labels=labels, warnings=warnings,
-    )  # fmt: skip
+
+
+def _uncertainty_image(deformation: Deformation, fixed: sitk.Image) -> sitk.Image | None:
+    """The expected error in mm on the fixed image's voxels; its largest value outside the working grid."""
+    if deformation.uncertainty is None:
+        return None
+    values = deformation.uncertainty.cpu().numpy().astype(np.float32)
+    image = image_from_array(values, deformation.grid)
+    return warp(image, sitk.Transform(3, sitk.sitkIdentity), fixed, background=float(values.max()))
 
 
 def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
@@ -149,7 +167,7 @@ def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], p
     for encoder, sides in rasters.items():
         # Of one's own model not the whole path: names of scene nodes and their references are made of it.
         name = encoder if encoder in catalogue() else re.sub(r"[^\w.+-]+", "_", Path(encoder).name)
-        placed = [place(raster, grid)[:3].cpu().numpy() for raster in sides]
+        placed = [resample_features(raster, grid)[:3].cpu().numpy() for raster in sides]
         bodies = [
             resample_to_grid(image_from_array(body, pair.grid), grid, None, "nearest", 0) > 0
             for body in (pair.fixed_body, pair.moving_body)
