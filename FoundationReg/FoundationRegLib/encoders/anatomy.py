@@ -39,10 +39,13 @@ class Frame:
     where ``size``, voxels along (D, H, W), is spread over the part of the body that is looked at. ``length``: mm of the
     body along its axis that the network sees at once; 0 is all. ``window``: grey values that become 0 and 1; None where
     ``percentiles`` of the foreground do. ``clip``: nothing goes beyond 0..1. ``outside``: grey value where the image
-    ends; None is what becomes 0. ``multiple``: what the sides must be multiples of.
+    ends; None is what becomes 0. ``multiple``: what the sides must be multiples of. ``kind``: ``mr`` or ``ct``, or
+    empty for both. ``extent``: shortest and longest that the longest side of the foreground may be, in mm.
     """
 
     axes: str
+    kind: str = ""
+    extent: tuple[float, float] = (0.0, math.inf)
     spacing: float | None = None
     size: tuple[int, int, int] | None = None
     length: float = 0.0
@@ -57,7 +60,9 @@ class Frame:
             raise InputError(f"The axes of a network must be three letters such as LIA or RAS, not {self.axes!r}.")
         if (self.spacing is None) == (self.size is None):
             raise InputError("A network's frame needs either spacing or size.")
-        for name in ("window", "percentiles"):
+        if self.kind not in ("", "mr", "ct"):
+            raise InputError(f"The kind of a network's frame must be mr, ct or empty, not {self.kind!r}.")
+        for name in ("window", "percentiles", "extent"):
             value = getattr(self, name)
             if value is not None and not value[0] < value[1]:
                 raise InputError(f"The {name} of a network's frame must rise, not {value}.")
@@ -168,7 +173,7 @@ class AnatomyNetwork:
         return made
 
     def _fill(self, target: Tensor, part: Tensor, inner: tuple[slice, ...]) -> None:
-        """Write the probabilities of ``part`` within ``inner`` into ``target``, in slabs where the last layer allows."""
+        """Write the probabilities of ``part`` within ``inner`` into ``target``, in slabs where the network can."""
         if hasattr(self._network, "features"):
             features = self._network.features(part)[(..., *inner)]
             step = max(1, 4_000_000 // features[0, 0, 0].numel())

@@ -61,7 +61,9 @@ class _Hybrid(nn.Module):
             convolution = nn.Conv3d(width, made, 1, groups=groups if letter == "a" else 1, bias=False)
             self.add_module(f"linear{number}{letter}", convolution)
             if letter != "e":
-                self.add_module(f"batch{number}{letter}", nn.BatchNorm3d({"a": 128, "b": 160, "c": 192, "d": 224}[letter]))
+                self.add_module(
+                    f"batch{number}{letter}", nn.BatchNorm3d({"a": 128, "b": 160, "c": 192, "d": 224}[letter])
+                )
 
     def _declare(self, name: str, inputs: int, outputs: int, stride: int = 1) -> None:
         self.add_module(f"conv{name}", nn.Conv3d(inputs, outputs, 3, stride, padding=1))
@@ -182,7 +184,7 @@ NETWORKS = {"tcia-hybrid": TciaHybrid, "visceral-hybrid": VisceralHybrid, "visce
 
 
 def build_obelisk(path: Path, kind: str) -> nn.Module:
-    """The network ``kind`` of `NETWORKS` with the weights in ``path``. Raises `WeightsError` for keys that do not fit."""
+    """The network ``kind`` of `NETWORKS` with the weights in ``path``. Raises `WeightsError` where they misfit."""
     network = NETWORKS[kind]()
     load_strictly(network, read_checkpoint(path), path)
     return network.eval()

@@ -3,7 +3,7 @@
 Heinrich, Closing the Gap between Deep and Conventional Image Registration using Probabilistic Dense Displacement
 Networks (MICCAI 2019): differences of a smoothed image at pairs of learned offsets, mixed by three convolutions into
 24 channels on every third voxel. Input is Hounsfield units / 500; offsets are fractions of the volume's half width, so
-that the volume must hold the abdomen in the frame of the training. Names of parameters are those of the published files.
+the volume must hold the abdomen in the frame of the training. Names of parameters are those of the published files.
 """
 
 from __future__ import annotations

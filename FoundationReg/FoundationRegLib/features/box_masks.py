@@ -1,9 +1,10 @@
 """The mask of what a box around an organ holds, slice by slice with MedSAM-Lite's own decoder.
 
 The slice in the middle is asked with the box itself, each further one with the box around its neighbour's mask, from
-the middle outwards. A 2-D decoder that always fills what it is asked for would end in a cylinder; what a person draws a
-box around is rounded, and an ellipsoid that touches the box's faces is the best guess without an image. So the
-decoder's logits are added to that guess, in the masks and in the boxes that are handed on.
+the middle outwards. Of a rounded organ a 2-D decoder makes a cylinder, since it likes to fill the box that it is asked
+with; the ellipsoid that touches the box's faces is then the better guess at its ends. Where the decoder's masks agree
+with that ellipsoid, all slices are asked once more, with the guess added to the logits in the masks and in the boxes
+that are handed on. A liver, which fills its box in no such way, is left to the decoder.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LEAST_VOXELS = 2
 _MARGIN_MM = 2.0
 # The decoder's logits count up to this, the ellipsoid's guess is this many at its centre and 0 on its surface.
 _LOGIT_LIMIT, _ELLIPSOID_LOGIT = 5.0, 10.0
+# Dice of the decoder's masks and the ellipsoid from which the guess is believed.
+_ROUNDED = 0.65
 
 # (tokens (1, C, h, w), boxes (n, 4) in 0..1) to logits (n, H, W), as `encoders.box_decoder.BoxDecoder`.
 Decoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -59,9 +62,17 @@ def box_mask(
     order = [bounds[axis] for axis in view.axes]
     guess = _ellipsoid(order, [grid.shape[axis] for axis in view.axes])
     spread = _outwards(stream.numbers, sum(order[0]) / 2)
-    logits = _decoded(view, tokens, stream.numbers, spread, order[1:], guess, decoder)
-    volume = _between(logits, guess.shape[0]) + guess
-    return (np.moveaxis(volume, (0, 1, 2), view.axes) > 0) & inside
+    within = np.moveaxis(inside, view.axes, (0, 1, 2))
+
+    def decoded(prior: np.ndarray) -> np.ndarray:
+        logits = _decoded(view, tokens, stream.numbers, spread, order[1:], prior, decoder)
+        return (_between(logits, guess.shape[0]) + prior > 0) & within
+
+    mask = decoded(np.zeros_like(guess))
+    rounded = (guess > 0) & within
+    if 2 * (mask & rounded).sum() >= _ROUNDED * (mask.sum() + rounded.sum()):
+        mask = decoded(guess)
+    return np.moveaxis(mask, (0, 1, 2), view.axes)
 
 
 def _voxels(bounds: Bounds, shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -117,9 +128,7 @@ def _decoded(
     return found
 
 
-def _around(
-    mask: np.ndarray, whole: list[tuple[float, float]], margin: np.ndarray
-) -> list[tuple[float, float]] | None:
+def _around(mask: np.ndarray, whole: list[tuple[float, float]], margin: np.ndarray) -> list[tuple[float, float]] | None:
     """The box around ``mask``, wider by ``margin`` voxels, within ``whole``; None when nothing is left of it."""
     box = []
     for axis, (low, high) in enumerate(whole):

@@ -12,10 +12,12 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..encoders.box_decoder import build_box_decoder
 from ..encoders.loading import load_encoder
-from ..errors import InputError, WeightsError
+from ..errors import InputError
+from ..evaluation.metrics import dice
 from ..features.box_masks import LEAST_VOXELS, Bounds, box_mask
 from ..images.conversion import grid_of, image_from_array
 from ..images.preprocessing import foreground_mask, intensity_kind, scale_intensity
+from ..images.resampling import warp
 from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry
@@ -113,8 +115,13 @@ def _segment(image, faces, side, kind, window, encoder, decoder, settings: Setti
 
 def box_start(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
     """The translation that brings the centroid of the ``fixed`` mask to that of the ``moving`` one."""
-    centroids = [grid_of(mask).points(np.argwhere(sitk.GetArrayViewFromImage(mask) > 0).mean(0)) for mask in (fixed, moving)]
+    centroids = [
+        grid_of(mask).points(np.argwhere(sitk.GetArrayViewFromImage(mask) > 0).mean(0)) for mask in (fixed, moving)
+    ]
     return sitk.TranslationTransform(3, (centroids[1] - centroids[0]).tolist())
 
 
-__all__ = ["BOX_ENCODER", "BoxLike", "WeightsError", "box_start", "checked_box", "require_boxes", "segment_boxes"]
+def overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
+    """Dice of the ``fixed`` mask and the ``moving`` one under ``transform``."""
+    moved = warp(moving, transform, fixed, "nearest")
+    return dice(sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moved), [1])[1]

@@ -12,7 +12,6 @@ from typing import Any
 from ..core.resources import resource_path
 from ..errors import InputError
 
-
 # Families whose networks name what they see; they are chosen by the setting ``anatomy``, not as encoders.
 ANATOMY_FAMILIES = ("meshnet", "obelisk")
 
