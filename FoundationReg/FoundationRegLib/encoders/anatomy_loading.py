@@ -12,6 +12,8 @@ Your own network is described by a JSON file::
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,8 @@ from torch import nn
 from ..core.progress import Progress
 from ..errors import InputError, WeightsError
 from ..weights import store, trust
-from ..weights.catalogue import ANATOMY_FAMILIES, Entry, catalogue, entry
-from ..weights.wheels import sha256
+from ..weights.catalogue import Entry, catalogue, entry
+from ..weights.checkpoints import first_line
 from .anatomy import AnatomyNetwork, Frame
 
 # Numbers that a network of unknown kind may hold per voxel at its peak.
@@ -98,15 +100,10 @@ def load_anatomy(id: str, device: str | torch.device = "cpu", progress: Progress
     """
     target = torch.device(device)
     if own := own_description(id):
-        trust.require(own.file)
-        try:
-            network = torch.jit.load(str(own.file), map_location=target)
-        except RuntimeError as error:
-            raise WeightsError(f"The file {own.file} is no TorchScript network: {str(error).splitlines()[0]}") from None
+        network, digest = _trusted_network(own.file, target)
         return AnatomyNetwork(
-            own.path.stem, network, own.frame, own.classes, sha256(own.file), device=target,
-            values_per_voxel=_UNKNOWN_VALUES,
-        )  # fmt: skip
+            own.path.stem, network, own.frame, own.classes, digest, device=target, values_per_voxel=_UNKNOWN_VALUES
+        )
     item = entry(id)
     path, digest = store.ensure(item, progress)
     network = build_anatomy(item, path)
@@ -116,9 +113,21 @@ def load_anatomy(id: str, device: str | torch.device = "cpu", progress: Progress
     )  # fmt: skip
 
 
+def _trusted_network(file: Path, device: torch.device) -> tuple[nn.Module, str]:
+    """The TorchScript network in the very bytes that the user trusts, and their SHA256."""
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in trust.trusted():
+        trust.require(file)
+        raise InputError(f"{file} changed while it was read; try again.")
+    try:
+        return torch.jit.load(io.BytesIO(content), map_location=device), digest
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be read as TorchScript: {first_line(error)}") from None
+
+
 def build_anatomy(item: Entry, path: Path) -> nn.Module:
     """The network of a catalogue entry with the weights in ``path``. Raises `WeightsError` for a file that misfits."""
-    assert item.family in ANATOMY_FAMILIES
     if item.family == "meshnet":
         from .meshnet import build_meshnet
 

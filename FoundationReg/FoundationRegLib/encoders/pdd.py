@@ -18,18 +18,19 @@ from ..errors import WeightsError
 from ..weights.checkpoints import load_strictly, read_checkpoint
 from .obelisk import sampled
 
-_SPARSITY = 3
+_SPARSITY, _SAMPLED = 3, 4 * 48
 
 
 class PddFeatures(nn.Module):
     """(1, 1, D, H, W) to (1, 24, D // 3, H // 3, W // 3)."""
 
-    def __init__(self, inputs: int, width: int, outputs: int):
+    def __init__(self, width: int, groups: int, outputs: int):
         super().__init__()
         self.offsets = nn.Parameter(torch.zeros(2, 48, 3))
         self.layer0 = nn.Conv3d(1, 4, 5, stride=2, padding=2, bias=False)
         self.batch0 = nn.BatchNorm3d(4)
-        self.layer1 = nn.Conv3d(inputs, width, 1, bias=False)
+        # Differences of 48 pairs of places in four channels.
+        self.layer1 = nn.Conv3d(_SAMPLED, width, 1, groups=groups, bias=False)
         self.batch1 = nn.BatchNorm3d(width)
         self.layer2 = nn.Conv3d(width, width, 3, padding=1, bias=False)
         self.batch2 = nn.BatchNorm3d(width)
@@ -51,8 +52,8 @@ def build_pdd(path: Path) -> PddFeatures:
     state = read_checkpoint(path)
     try:
         width, inputs = state["layer1.weight"].shape[:2]
-        network = PddFeatures(inputs, width, state["layer3.weight"].shape[0])
-    except (KeyError, ValueError):
+        network = PddFeatures(width, _SAMPLED // inputs, state["layer3.weight"].shape[0])
+    except (KeyError, ValueError, ZeroDivisionError):
         raise WeightsError(f"The file {path} holds no PDD-net features.") from None
     load_strictly(network, state, path)
     return network.eval()

@@ -54,10 +54,10 @@ def box_mask(
     between them are interpolated.
     """
     inside = np.zeros(grid.shape, bool)
-    inside[_voxels(bounds, grid.shape)] = True
+    inside[voxels_within(bounds, grid.shape)] = True
     stream = TokenStream(image, grid, encoder, slice_gap_mm=gap_mm, mask=inside, memory_gb=memory_gb)
     tokens: dict[int, Tensor] = {}
-    stream.run(lambda n, values: tokens.__setitem__(n, values.half().cpu()), progress or Progress())
+    stream.run(lambda n, values: tokens.__setitem__(n, values.half()), progress or Progress())
     view = stream.view
     order = [bounds[axis] for axis in view.axes]
     guess = _ellipsoid(order, [grid.shape[axis] for axis in view.axes])
@@ -75,7 +75,7 @@ def box_mask(
     return np.moveaxis(mask, (0, 1, 2), view.axes)
 
 
-def _voxels(bounds: Bounds, shape: tuple[int, ...]) -> tuple[slice, ...]:
+def voxels_within(bounds: Bounds, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """The voxels whose centres lie between the faces."""
     lows = [max(0, int(np.ceil(low))) for low, _ in bounds]
     highs = [min(n, int(np.floor(high)) + 1) for (_, high), n in zip(bounds, shape, strict=True)]
@@ -122,8 +122,9 @@ def _decoded(
             continue
         sides = [sorted(view.fractions(side, np.array(box[side]))) for side in (0, 1)]
         (top, bottom), (left, right) = sides
-        prompt = torch.tensor([[left, top, right, bottom]], dtype=torch.float32)
-        answer, _ = decoder(tokens[place].permute(2, 0, 1)[None].float(), prompt)
+        seen = tokens[place].permute(2, 0, 1)[None].float()
+        prompt = torch.tensor([[left, top, right, bottom]], dtype=torch.float32, device=seen.device)
+        answer, _ = decoder(seen, prompt)
         found[number] = _on_voxels(view, answer, shape).clip(-_LOGIT_LIMIT, _LOGIT_LIMIT)
     return found
 

@@ -14,7 +14,7 @@ from ..encoders.box_decoder import build_box_decoder
 from ..encoders.loading import load_encoder
 from ..errors import InputError
 from ..evaluation.metrics import dice
-from ..features.box_masks import LEAST_VOXELS, Bounds, box_mask
+from ..features.box_masks import LEAST_VOXELS, Bounds, box_mask, voxels_within
 from ..images.conversion import grid_of, image_from_array
 from ..images.preprocessing import foreground_mask, intensity_kind, scale_intensity
 from ..images.resampling import warp
@@ -84,33 +84,32 @@ def segment_boxes(
     """
     progress = progress or Progress()
     sides = ("fixed", "moving")
-    bounds = [bounds_on(grid_of(image), box, side) for image, box, side in zip(images, boxes, sides, strict=True)]
+    shown = [_shown(image, box, side, settings) for image, box, side in zip(images, boxes, sides, strict=True)]
     encoder = load_encoder(BOX_ENCODER, str(device), settings.encoder_precision, progress)
     path, _ = store.ensure(entry(BOX_ENCODER))
-    decoder = build_box_decoder(path)
+    decoder = build_box_decoder(path).to(device)
     masks = []
-    for image, faces, side in zip(images, bounds, sides, strict=True):
-        with progress.stage(f"segment the {side} box", 0.5):
-            masks.append(_segment(image, faces, side, getattr(settings, f"{side}_intensity"),
-                                  getattr(settings, f"{side}_window"), encoder, decoder, settings, progress))  # fmt: skip
+    for (grey, grid, bounds), side in zip(shown, sides, strict=True):
+        with progress.stage(f"segment the {side} box", 0.5), torch.inference_mode():
+            mask = box_mask(grey, grid, bounds, encoder, decoder, memory_gb=settings.memory_gb, progress=progress)
+        if not mask.any():
+            raise InputError(f"Nothing was found in the {side} box; draw it closely around one organ.")
+        masks.append(image_from_array(mask, grid))
     return masks[0], masks[1]
 
 
-def _segment(image, faces, side, kind, window, encoder, decoder, settings: Settings, progress: Progress) -> sitk.Image:
-    values = sitk.GetArrayFromImage(image).astype(np.float32)
-    kind = intensity_kind(values) if kind == "auto" else kind
+def _shown(image: sitk.Image, box: np.ndarray, side: str, settings: Settings) -> tuple[np.ndarray, Grid, Bounds]:
+    """Grey values in 0..1, their lattice, and the box's faces on it. Raises `InputError` for a box around nothing."""
     grid = grid_of(image)
-    scaled = scale_intensity(values, kind, window, foreground_mask(values, kind, grid.spacing))
-    inside = scaled[tuple(slice(max(0, int(np.ceil(low))), int(np.floor(high)) + 1) for low, high in faces)]
+    bounds = bounds_on(grid, box, side)
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    kind, window = getattr(settings, f"{side}_intensity"), getattr(settings, f"{side}_window")
+    kind = intensity_kind(values) if kind == "auto" else kind
+    grey = scale_intensity(values, kind, window, foreground_mask(values, kind, grid.spacing))
+    inside = grey[voxels_within(bounds, grid.shape)]
     if float(inside.max() - inside.min()) < _LEAST_CONTRAST:
         raise InputError(f"The {side} box holds nothing: the {side} image has one grey value there.")
-    with torch.inference_mode():
-        mask = box_mask(
-            scaled, grid, faces, encoder, decoder, memory_gb=settings.memory_gb, progress=progress,
-        )  # fmt: skip
-    if not mask.any():
-        raise InputError(f"Nothing was found in the {side} box; draw it closely around one organ.")
-    return image_from_array(mask, grid)
+    return grey, grid, bounds
 
 
 def box_start(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
