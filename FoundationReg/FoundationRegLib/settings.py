@@ -55,6 +55,8 @@ class Settings:
         encoder_normalisation: of the input as each network was ``trained``, or as in the ``study``.
         encoder_precision: numbers that the encoders compute with; ``auto`` is what the device does fast and accurately.
         pca_components: channels kept of each foundation encoder by the shared PCA.
+        anatomy: an anatomy network that names regions in both images: its id, or the JSON file that describes your own;
+            empty is none. Its regions are results, a check and a second opinion on the start; they do not guide.
     Search
         search_spacing_mm: distance between the nodes of the discrete search. search_range_mm: its largest displacement.
     Refinement
@@ -94,6 +96,7 @@ class Settings:
     encoder_normalisation: Literal["trained", "study"] = "trained"
     encoder_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     pca_components: int = 12
+    anatomy: str = ""
     search_spacing_mm: float = 6.0
     search_range_mm: float = 35.0
     finest_spacing_mm: float = 0.0
