@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -49,6 +51,20 @@ def _silent(number: int) -> Iterator[None]:
     finally:
         os.dup2(kept, number)
         os.close(kept)
+
+
+def silence_ending() -> None:
+    """Nothing is printed any more when this process ends: HDF5, which could not read a file, complains then again."""
+
+    def silence() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+
+    atexit.register(silence)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from .contents import FARTHEST_MM, SPACING_LIMITS_MM, require_regular
 from .conversion import grid_of, image_from_array
 from .dicom import read_dicom_file, read_dicom_folder
 from .headers import Header, check_header
-from .native import quiet, readable
+from .native import quiet, readable, silence_ending
 from .transform_headers import check_transform, require_invertible
 
 SMALLEST_AXIS = 4
@@ -178,6 +178,7 @@ def read_transform(path: str | Path) -> sitk.Transform:
             with quiet(), readable(path, suffix) as place:
                 transform = sitk.ReadTransform(str(place))
         except (RuntimeError, ValueError, MemoryError):
+            silence_ending()
             raise InputError(f"{name} cannot be read as an ITK transform; it is damaged.") from None
     if transform.GetDimension() != 3:
         raise InputError(f"{name} is for {transform.GetDimension()}-D images; a 3-D one is needed.")
