@@ -1,4 +1,4 @@
-"""The command ``foundationreg``: register, apply, evaluate, encoders, presets, demo.
+"""The command ``foundationreg``: register, apply, evaluate, encoders, presets, demo, batch, compare, sequence.
 
 Nothing heavy is imported until a command really needs it, so that help and mistakes answer at once.
 """
@@ -17,6 +17,7 @@ from .. import __version__
 from ..core.files import printable
 from ..core.memory import is_out_of_memory
 from ..errors import FoundationRegError, InputError, OutOfMemory
+from .batch_arguments import add_commands as add_batch_commands
 
 CANCELLED, UNEXPECTED = 130, 70
 MEMORY_HINT = "try --preset fast, a larger --set finest_spacing_mm=3 or --device cpu, or crop the images"
@@ -36,12 +37,16 @@ FILE_ROLES = {
     "transform_file": "transform",
     "input": "input",
     "reference": "reference image",
+    "pairs": "table of pairs",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C or a polite kill,
-    70 for an error that nobody expected."""
+    """Run one command; returns its exit code.
+
+    0, 1 when some pairs of a batch failed, 2 for input that cannot be used, 130 after Ctrl-C or a polite kill, 70 for
+    an error that nobody expected.
+    """
     try:
         args = build_parser().parse_args(arguments)
     except SystemExit as stop:
@@ -138,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encoders(commands)
     _add_presets(commands)
     _add_demo(commands)
+    add_batch_commands(commands)
     return parser
 
 

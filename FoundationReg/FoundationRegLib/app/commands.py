@@ -380,3 +380,21 @@ def demo(args: argparse.Namespace) -> None:
     from .demo import run
 
     run(Path(args.output))
+
+
+def batch(args: argparse.Namespace) -> None:
+    from .batch_commands import batch
+
+    batch(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    from .batch_commands import compare
+
+    compare(args)
+
+
+def sequence(args: argparse.Namespace) -> None:
+    from .batch_commands import sequence
+
+    sequence(args)
