@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
-import sys
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,10 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from ..core.interpreter import python_executable
+
+_READ = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
+_SECONDS = 120
 _lock = threading.RLock()
 
 
@@ -53,18 +56,17 @@ def _silent(number: int) -> Iterator[None]:
         os.close(kept)
 
 
-def silence_ending() -> None:
-    """Nothing is printed any more when this process ends: HDF5, which could not read a file, complains then again."""
-
-    def silence() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-        with suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-
-    atexit.register(silence)
+def survives_reading(path: Path) -> bool:
+    """Whether a process of its own can read the transform file ``path``: damaged HDF5 files can end the one that reads
+    them, and make it complain again when it ends. True where no such process can be started."""
+    try:
+        command = [python_executable(), "-P", "-c", _READ, str(path)]
+        nowhere = subprocess.DEVNULL
+        return subprocess.run(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    except (OSError, ValueError):
+        return True
 
 
 @contextmanager
