@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import __version__
+from ..core.files import printable
+from ..core.memory import is_out_of_memory
 from ..errors import FoundationRegError, InputError, OutOfMemory
 from .batch_arguments import add_commands as add_batch_commands
 
-CANCELLED = 130
+CANCELLED, UNEXPECTED = 130, 70
 MEMORY_HINT = "try --preset fast, a larger --set finest_spacing_mm=3 or --device cpu, or crop the images"
 IMAGE_ROLES = ("fixed", "moving")
 FILE_ROLES = {
@@ -37,12 +42,20 @@ FILE_ROLES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 when some pairs of a batch failed, 2 for input
-    that cannot be used, 130 after Ctrl-C."""
+    """Run one command; returns its exit code.
+
+    0, 1 when some pairs of a batch failed, 2 for input that cannot be used, 130 after Ctrl-C or a polite kill, 70 for
+    an error that nobody expected.
+    """
     try:
         args = build_parser().parse_args(arguments)
     except SystemExit as stop:
         return stop.code or 0
+    with terminable():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     # Torch's threads sleep while they wait: spinning, they starve one another as soon as something else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -62,33 +75,55 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            return _unexpected(error)
         complain(f"The computer ran out of memory; {MEMORY_HINT}.")
         return OutOfMemory.exit_code
+
+
+def _unexpected(error: Exception) -> int:
+    """Say in one sentence that something went wrong that nobody foresaw, and where its description lies."""
+    from .failure import ISSUES, write_log
+
+    place = write_log(error)
+    kept = f"the details are in {place}" if place else f"it says: {' '.join(str(error).split())[:300]}"
+    complain(f"An unexpected error ({type(error).__name__}) stopped the work; {kept}. Please report it at {ISSUES}")
+    return UNEXPECTED
+
+
+@contextmanager
+def terminable():
+    """A polite kill (SIGTERM) or a closed terminal (SIGHUP) within the block is like Ctrl-C: what was begun is
+    removed."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def complain(sentence: str) -> None:
     print(f"foundationreg: {sentence}", file=sys.stderr, flush=True)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, torch (on any device) or SimpleITK ran out of memory."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (
-            isinstance(error, RuntimeError) and any(s in text for s in ("out of memory", "can't allocate", "bad_alloc"))
-        )
-    )
-
-
 def require_files(args: argparse.Namespace) -> None:
     """Raise `InputError` for the first input that does not exist, before anything heavy is loaded."""
     for name, role in FILE_ROLES.items():
         given = getattr(args, name, None)
-        if given is not None and not Path(given).expanduser().exists():
-            raise InputError(f"The {role} {given} does not exist.")
+        try:
+            missing = given is not None and not Path(given).expanduser().exists()
+        except (OSError, ValueError, RuntimeError):
+            raise InputError(f"The {role} {printable(given)} cannot be opened; its name is not possible.") from None
+        if missing:
+            raise InputError(f"The {role} {printable(given)} does not exist.")
 
 
 # Arguments

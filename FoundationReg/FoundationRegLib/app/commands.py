@@ -11,10 +11,12 @@ from typing import Any
 from .. import __version__
 from ..core.formats import WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES
 from ..errors import InputError, WeightsError
+from .cli import FILE_ROLES
 
 TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
 POINT_FILES = (".csv", ".fcsv", ".json")
-OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
+RESULT_FILES = ("transform.h5", "warped.nii.gz", "jacobian.nii.gz", "warped_labels.nii.gz", "report.html",
+                "result.json")  # fmt: skip
 GUIDES = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
     *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
@@ -34,13 +36,14 @@ def register(args: argparse.Namespace) -> None:
     for what in ("labels", "points"):
         if getattr(args, f"guide_with_{what}") and not getattr(args, f"fixed_{what}"):
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
+    require_separate_files(args, single_files)
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet)
     folders = [Path(args.output)] if args.output else []
     folders += [parent_of(file) for file in single_files.values() if file]
 
+    from ..core.files import Outputs
     from .console import print_result, progress_bar
-    from .results import Outputs
 
     with Outputs(*folders) as outputs:
         with progress_bar(args.quiet) as progress:
@@ -63,6 +66,24 @@ def register(args: argparse.Namespace) -> None:
         places = outputs.places
     if not args.quiet:
         print_result(result, places)
+
+
+def require_separate_files(args: argparse.Namespace, single_files: dict[str, str | None]) -> None:
+    """Raise `InputError` where two results would be one file, or a result would replace an input."""
+    from ..core.files import absolute
+
+    places = {what: absolute(file) for what, file in single_files.items() if file}
+    if args.output:
+        places |= {name: absolute(Path(args.output) / name) for name in RESULT_FILES}
+    seen: dict[Path, str] = {}
+    for what, place in places.items():
+        if place in seen:
+            raise InputError(f"The {seen[place]} and the {what} cannot both be written to {place}.")
+        seen[place] = what
+    for name, role in FILE_ROLES.items():
+        given = getattr(args, name, None)
+        if given and absolute(given) in seen:
+            raise InputError(f"The {seen[absolute(given)]} would replace the {role} {given}; choose another name.")
 
 
 def chosen_settings(args: argparse.Namespace):
@@ -101,6 +122,7 @@ def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = 
         if by_hand or not download:
             hint = "" if by_hand else f"{facts_of(item)}, or add --download"
             raise WeightsError(f"The weights of {item.title} are not on this computer: {store.how_to_get(item)}{hint}")
+        agree_to_licence(item, False)
         fetch(item.id, quiet)
 
 
@@ -111,13 +133,14 @@ def agree_to_run(path: Path, trusted: bool) -> None:
     path = trust.checked(path)
     if trust.is_trusted(path):
         return
-    question = trust.question(path)
+    shown = trust.digest(path)
+    question = trust.question(path, shown)
     if not trusted:
         if not sys.stdin.isatty():
             raise InputError(f"{question} If you trust where it comes from, add --trust-model.")
         if not said_yes(f"{question}\nDo you trust where it comes from, and may it run? [y/N] "):
             raise InputError(f"{path} was not run.")
-    trust.trust(path)
+    trust.trust(path, shown)
 
 
 def said_yes(question: str) -> bool:
@@ -192,10 +215,10 @@ def apply(args: argparse.Namespace) -> None:
     if not points and not args.reference:
         raise InputError("An image needs --reference, the image whose grid the result gets.")
 
+    from ..core.files import Outputs
     from ..images.reading import read_image, read_transform
     from ..images.resampling import warp
     from ..images.writing import write_image
-    from .results import Outputs
 
     with Outputs(parent_of(args.output)) as outputs:
         transform = read_transform(args.transform_file)
@@ -321,23 +344,25 @@ def agree_to_licence(item, accepted: bool) -> None:
     """Ask once before weights with a licence beyond the usual open ones are fetched. Raises `WeightsError`."""
     from ..weights import store
 
-    if accepted or item.weights is None or item.licence in OPEN_LICENCES or store.licence_accepted(item):
+    if accepted or item.weights is None or item.licence in store.OPEN_LICENCES or store.licence_accepted(item):
         return
     about = f"{item.title}{facts_of(item)} has the licence {item.licence or 'unknown'}"
     about += f", see {item.licence_url}" if item.licence_url else ""
     if not sys.stdin.isatty():
-        raise WeightsError(f"{about}; to agree, add --accept-licence.")
+        raise WeightsError(f"{about}; to agree: foundationreg encoders download {item.id} --accept-licence")
     if not said_yes(f"{about}.\nDo you agree, and shall it be downloaded? [y/N] "):
         raise WeightsError(f"The weights of {item.title} were not downloaded.")
 
 
 def fetch(id: str, quiet: bool = False) -> None:
-    """Download the weights of one encoder, with a progress bar."""
+    """Download the weights of one encoder, whose licence the user agreed to where it asks for that, with a progress
+    bar."""
     from ..weights import store
+    from ..weights.catalogue import entry
     from .console import progress_bar
 
     with progress_bar(quiet) as progress:
-        store.download(id, progress=progress)
+        store.download(id, accept_licence=entry(id).licence not in store.OPEN_LICENCES, progress=progress)
 
 
 def presets(args: argparse.Namespace) -> None:

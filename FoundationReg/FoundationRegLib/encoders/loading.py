@@ -76,7 +76,7 @@ def load_encoder(
     normalisation: str = "trained",
     trusted: bool = False,
 ) -> SliceEncoder | VolumeEncoder:
-    """The encoder ``id`` on ``device``, with its weights checked (and fetched, if they are part of a Python package).
+    """The encoder ``id`` on ``device``, with its weights checked. Nothing is fetched.
 
     ``id``: of the catalogue, or the path of your own model: a transformers folder, or a TorchScript file, which holds
     code and runs only when you trust it: by ``trusted`` this once, by `consent.trust` from now on.
@@ -97,7 +97,7 @@ def load_encoder(
 
         return Mind(item.id, **item.options, device=target)
     layers = chosen_layers(item, layers)
-    path, sha256 = store.ensure(item, progress)
+    path, sha256 = store.ensure(item)
     network = build_network(item, path, layers)
     return NetworkEncoder(item, network, target, dtype, sha256, normalisation)
 

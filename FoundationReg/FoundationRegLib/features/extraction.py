@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..core.grid import Grid
+from ..core.memory import is_out_of_memory
 from ..core.progress import Progress
 from ..encoders.base import SliceEncoder, VolumeEncoder
 from ..errors import InputError, OutOfMemory
-from ..numerics.devices import is_out_of_memory
 from . import batching
 from .pca import Moments, SharedPCA
 from .raster import FeatureRaster, resample_features, token_weights

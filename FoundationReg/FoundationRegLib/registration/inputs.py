@@ -14,6 +14,7 @@ from ..images.conversion import grid_of
 from ..images.landmarks import read_points
 from ..images.reading import read_image, read_transform, repair
 from ..images.resampling import resample_to_grid
+from ..images.transform_headers import require_invertible
 
 ImageLike = str | Path | sitk.Image
 PointsLike = str | Path | np.ndarray
@@ -55,6 +56,7 @@ def read_inputs(
         )
         if given.GetDimension() != 3:
             raise InputError(f"The initial transform is for {given.GetDimension()}-D images; a 3-D one is needed.")
+        require_invertible(given, "The initial transform")
         made.initial = given
     for name, source in images.items():
         if source is None:

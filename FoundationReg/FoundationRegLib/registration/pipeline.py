@@ -16,14 +16,17 @@ from torch import Tensor
 from ..core.cache import Cache
 from ..core.constants import METHOD
 from ..core.grid import Grid
+from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
 from ..encoders.loading import require
 from ..errors import InputError, OutOfMemory
 from ..images.conversion import grid_of
 from ..images.resampling import overlap_fraction
 from ..images.transforms import compose_field
-from ..numerics.devices import choose_device, is_out_of_memory
+from ..numerics.devices import choose_device, cpu_threads
 from ..settings import Settings
+from ..weights import store
+from ..weights.catalogue import entry, own_model
 from . import linear
 from .deformable import Deformation, deform
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
@@ -53,6 +56,7 @@ def register(
     moving_points: PointsLike | None = None,
     guide_with_labels: bool = False,
     guide_with_points: bool = False,
+    download: bool = False,
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Registration:
@@ -67,6 +71,7 @@ def register(
         fixed_labels, moving_labels: integer label images; values that both hold are compared.
         fixed_points, moving_points: files or arrays (n, 3) in LPS mm; row n of both is the same anatomy. Labels and
             points measure the result. They guide it only with ``guide_with_labels`` or ``guide_with_points``.
+        download: fetch weights that are missing; says yes to their licences. Otherwise nothing is fetched.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
 
     Raises:
@@ -79,11 +84,12 @@ def register(
         _guides(guide_with_labels, fixed_labels, moving_labels, "labels"),
         _guides(guide_with_points, fixed_points, moving_points, "points"),
     )
+    _require_heeded(settings, guided[1], moving_mask is not None or exclude_moving is not None)
     for name, _ in settings.encoders:
+        if download and not own_model(name) and entry(name).weights is not None:
+            store.download(name, accept_licence=True, progress=progress)
         require(name, settings.encoder_layers)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    with out_of_memory_explained(device):
+    with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
             inputs = read_inputs(
                 fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
@@ -123,16 +129,37 @@ def _content(inputs: Inputs) -> str:
     digest = hashlib.sha256()
     for value in vars(inputs).values():
         if isinstance(value, sitk.Image):
-            digest.update(grid_of(value).affine.tobytes())
-            digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(value)).tobytes())
-        elif isinstance(value, sitk.DisplacementFieldTransform):
-            digest.update(sitk.GetArrayViewFromImage(value.GetDisplacementField()).tobytes())
+            digest.update(_image_content(value))
         elif isinstance(value, sitk.Transform):
-            digest.update(repr((value.GetName(), value.GetParameters(), value.GetFixedParameters())).encode())
+            digest.update(_transform_content(value))
         elif isinstance(value, np.ndarray):
             digest.update(value.tobytes())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def _image_content(image: sitk.Image) -> bytes:
+    geometry = repr((image.GetSize(), image.GetPixelIDValue())).encode() + grid_of(image).affine.tobytes()
+    return geometry + np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()
+
+
+def _transform_content(transform: sitk.Transform) -> bytes:
+    """All that decides where ``transform`` takes points: of a field also where its nodes lie."""
+    kind = transform.GetName()
+    if kind == "CompositeTransform":
+        composite = sitk.CompositeTransform(transform)
+        parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
+        return b"(" + b"|".join(_transform_content(part) for part in parts) + b")"
+    if kind == "DisplacementFieldTransform":
+        return _image_content(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
+    return repr((kind, transform.GetParameters(), transform.GetFixedParameters())).encode()
+
+
+def _require_heeded(settings: Settings, by_points: bool, by_moving_mask: bool) -> None:
+    """Raise `InputError` where something was given that the optimizer Adam, the published schedule, does not know."""
+    if settings.optimizer == "adam" and (by_points or by_moving_mask):
+        what = "landmarks" if by_points else "a mask of the moving image"
+        raise InputError(f"The optimizer adam cannot be guided by {what}; leave it out or take gauss-newton.")
 
 
 def _guides(wanted: bool, fixed: Any, moving: Any, kind: str) -> bool:

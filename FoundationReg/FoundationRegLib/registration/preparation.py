@@ -22,6 +22,7 @@ from ..images.preprocessing import (
     working_grid,
 )
 from ..images.resampling import resample_to_grid, validity
+from ..numerics.devices import memory_limit
 from ..settings import Settings
 from .inputs import Inputs
 from .pair import Pair
@@ -30,12 +31,10 @@ from .pyramid import lattice_multiple
 
 def working_voxels(settings: Settings, device: torch.device) -> int:
     """Voxels of the fixed image's working grid at most: as many as the memory holds, and no more than are of use."""
-    memory_gb = settings.memory_gb
-    if not memory_gb and device.type == "cuda":
-        memory_gb = torch.cuda.mem_get_info(device)[0] * 0.8e-9
-    if not memory_gb:
+    if not settings.memory_gb and device.type != "cuda":
         return MOST_VOXELS
-    return int(min(MOST_VOXELS, max(METHOD.least_voxels, (memory_gb - METHOD.base_gb) * 1e9 / METHOD.voxel_bytes)))
+    room = memory_limit(settings.memory_gb, device) - METHOD.base_gb * 1e9
+    return int(min(MOST_VOXELS, max(METHOD.least_voxels, room / METHOD.voxel_bytes)))
 
 
 def prepare_pair(

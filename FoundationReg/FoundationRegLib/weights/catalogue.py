@@ -91,9 +91,12 @@ def own_model(id: str) -> Path | None:
     """
     if id in catalogue():
         return None
-    path = Path(id).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(id).expanduser()
+        if path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError):
+        raise InputError(f"There is no encoder {id[:60]!r}: no file can have that name.") from None
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"There is no encoder {id!r}: no such file or folder is on this computer.")
     entry(id)
