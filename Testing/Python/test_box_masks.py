@@ -99,7 +99,7 @@ def overlap(a, b):
 def test_the_mask_of_a_box_is_the_organ_and_not_its_neighbour(grid):
     middle = np.array([2.0, -1.0, 3.0])
     organ = egg_on(grid, middle)
-    neighbour = egg_on(grid, [*middle, 34.0, 0, 0], axes=(8.0, 8.0, 8.0))
+    neighbour = egg_on(grid, middle + np.array([34.0, 0, 0]), axes=(8.0, 8.0, 8.0))
     image = 0.1 + 0.8 * (organ | neighbour)
     made = box_mask(image.astype(np.float32), grid, faces_of(organ), MeanEncoder(), bright_in_box)
     assert overlap(made, organ) > 0.9
