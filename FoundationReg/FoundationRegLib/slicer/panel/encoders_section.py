@@ -201,7 +201,7 @@ class ModelsPanel:
                 self._changed()
                 done(FoundationRegError(event["message"]))
 
-        self._channel().ask(handle, "download", encoder=first.id)
+        self._channel().ask(handle, "download", encoder=first.id, accept_licence=True)
 
     def _stateText(self, missing: list[availability.Encoder]) -> str:
         if not missing:
