@@ -25,7 +25,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "search_spacing_mm": (0.1, 200), "search_range_mm": (0, 300), "finest_spacing_mm": (0.01, 100),
     "grey_weight": (1e-6, 1e6), "grey_sigma": (0.1, 100), "bias_corrected_weight": (0, 1e6), "smoothness": (1e-6, 1e6),
     "diffusion": (0, 1e6), "bending": (0, 1e6), "iterations": (0, 10_000), "adam_diffusion": (0, 1e6),
-    "adam_rate": (1e-6, 1000), "adam_kernel": (1, 31), "adam_passes": (1, 100), "memory_gb": (0.1, 1e5),
+    "adam_rate": (1e-6, 1000), "adam_kernel": (1, 31), "adam_passes": (1, 100), "memory_gb": (0.001, 1e5),
     "threads": (0, 1024), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 _ZERO_MEANS_AUTOMATIC = ("encoder_pixels", "finest_spacing_mm", "memory_gb")
