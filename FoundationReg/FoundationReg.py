@@ -256,12 +256,14 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.panel = None
+        self.cohort = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._parameterNodeObserver = None
 
     def setup(self) -> None:
         """Called when the user opens the module the first time and the widget is initialized."""
+        from FoundationRegLib.slicer.panel.cohort_section import CohortSection
         from FoundationRegLib.slicer.panel.panel import Panel
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -271,6 +273,9 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = FoundationRegLogic()
         self.panel = Panel(self.ui, self.logic)
+        cohortWidget = slicer.util.loadUI(self.resourcePath("UI/Cohort.ui"))
+        self.layout.addWidget(cohortWidget)
+        self.cohort = CohortSection(slicer.util.childWidgetVariables(cohortWidget), lambda: self._parameterNode)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -282,6 +287,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.panel is not None:
             self.setParameterNode(None)
+            self.cohort.close()
             self.panel.close()
 
     def enter(self) -> None:

@@ -20,6 +20,7 @@ RESULT_FILES = ("transform.h5", "warped.nii.gz", "jacobian.nii.gz", "warped_labe
 GUIDES = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
     *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
+    *("fixed_box", "moving_box"),
 )
 
 
@@ -36,6 +37,8 @@ def register(args: argparse.Namespace) -> None:
     for what in ("labels", "points"):
         if getattr(args, f"guide_with_{what}") and not getattr(args, f"fixed_{what}"):
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
+    if bool(args.fixed_box) != bool(args.moving_box):
+        raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
     require_separate_files(args, single_files)
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet)
@@ -93,7 +96,7 @@ def chosen_settings(args: argparse.Namespace):
     changes: dict[str, Any] = {}
     if args.encoder:
         changes["encoders"] = args.encoder
-    for name in ("device", "seed", "rigid", "affine"):
+    for name in ("device", "seed", "rigid", "affine", "anatomy"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     for item in args.set:
@@ -107,10 +110,17 @@ def chosen_settings(args: argparse.Namespace):
 def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = False) -> None:
     """Raise for an unknown encoder, for missing weights, unless ``download`` allows to fetch them now, and for a
     program of the user's own that is not trusted."""
+    from ..encoders.anatomy_loading import own_description
     from ..weights import store
     from ..weights.catalogue import entry, own_model
 
-    for name, _ in settings.encoders:
+    names = [name for name, _ in settings.encoders]
+    if settings.anatomy:
+        if own := own_description(settings.anatomy):
+            agree_to_run(own.file, trust_model)
+        else:
+            names.append(settings.anatomy)
+    for name in names:
         if path := own_model(name):
             agree_to_run(path, trust_model)
             continue
@@ -178,6 +188,7 @@ def write_results(result, fixed: str, moving: str, folder: Path, outputs, progre
         write_image(result.warped_labels, outputs.path(folder / "warped_labels.nii.gz"))
     elif (folder / "result.json").exists():  # an earlier run's labels would be taken for this one's
         outputs.drop(folder / "warped_labels.nii.gz")
+    write_segmentations(result, folder, outputs)
     progress.update(0.5)
     write_report(result, outputs.path(folder / "report.html"), Path(fixed).name, Path(moving).name, initial)
     record = {
@@ -192,6 +203,33 @@ def write_results(result, fixed: str, moving: str, folder: Path, outputs, progre
     }
     text = json.dumps(plain(record), indent=2, allow_nan=False)
     outputs.path(folder / "result.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_segmentations(result, folder: Path, outputs) -> None:
+    """Predicted regions and the boxes' masks of both images; an earlier run's are deleted where there are none now."""
+    from ..images.writing import write_image
+
+    regions, masks = result.regions, result.box_masks
+    found: dict[str, Any] = {}
+    for n, side in enumerate(("fixed", "moving")):
+        found[f"{side}_predicted.nii.gz"] = getattr(regions, side).labels if regions else None
+        found[f"{side}_box_mask.nii.gz"] = masks[n] if masks else None
+    for name, image in found.items():
+        if image is not None:
+            write_image(image, outputs.path(folder / name))
+        elif (folder / "result.json").exists():
+            outputs.drop(folder / name)
+    names = folder / "predicted_names.json"
+    if regions:
+        content = {
+            "network": regions.network,
+            "note": "Predicted by a network, not drawn by a person.",
+            "believed": regions.believed,
+            "names": {str(number): name for number, name in enumerate(regions.fixed.names, 1)},
+        }
+        outputs.path(names).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    elif (folder / "result.json").exists():
+        outputs.drop(names)
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -40,7 +41,7 @@ def chosen_variants(
 
 
 def _name(preset: str, encoder: str, presets: int) -> str:
-    preset = preset.removesuffix(".json")
+    preset = Path(preset).stem if preset.endswith(".json") else preset
     if encoder == PRESETS_OWN:
         return preset
     return encoder if presets == 1 and preset == "default" else f"{preset} with {encoder}"
