@@ -31,8 +31,9 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry
 from ..weights.wheels import download_wheel, sha256, take_member
-from .commands import facts_of, write_results
 from .console import output, progress_bar
+from .encoder_commands import facts_of
+from .result_files import write_results
 
 PACKAGE = "nilearn==0.14.1"
 PACKAGE_SHA256 = "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a"
