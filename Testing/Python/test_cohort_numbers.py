@@ -192,6 +192,8 @@ def test_the_report_is_one_offline_page_with_the_worst_first(tmp_path):
     assert all((tmp_path / link).is_file() for link in parser.links)
     assert "Fälle & <mehr>" in text and "It <broke>." in text and advice(Numbers(rows), SETTINGS) in text
     assert not re.search(r"https?://|@import|url\(", page), "nothing is fetched"
+    proven = {c.metric for c in Numbers(rows).comparisons() if c.p_holm < 0.05}
+    assert proven == {"dice"} and page.count('<td class="n best">') == 1 + len(proven), "the best Dice, and its test"
     cases = re.findall(r'<div class="case">\s*<figcaption><b>(\w+)</b>', page)
     order = sorted((r for r in rows[:24] if r["variant"] == "other"), key=lambda r: r["dice"])
     assert cases == [r["id"] for r in order[:8]]
