@@ -61,7 +61,7 @@ class Deformation:
     ``displacement`` (3, d, h, w) in mm along the array axes of ``grid``, a coarser lattice over the pair's grid.
     ``losses``: loss curve by level. ``rasters``: encoder id -> (fixed, moving) principal components. ``weights``:
     SHA256 by encoder. ``uncertainty`` (d, h, w): estimated error in mm.
-    ``grey``: how much grey values counted beside the encoders, as (local, wide).
+    ``grey``: how much grey values counted beside the encoders, as (local, wide). ``levels``: the features, to go on.
     """
 
     displacement: Tensor
@@ -71,6 +71,7 @@ class Deformation:
     weights: dict[str, str] = field(default_factory=dict)
     uncertainty: Tensor | None = None
     grey: tuple[float, float] = (0.0, 0.0)
+    levels: _Levels | None = None
 
 
 def deform(
@@ -93,7 +94,7 @@ def deform(
     progress, cache = progress or Progress(), cache or Cache()
     levels = _Levels(pair, settings, device, progress, cache)
     node_grid = levels.grid(NODE_FACTOR)
-    made = Deformation(torch.zeros(3, *node_grid.shape, device=device), node_grid)
+    made = Deformation(torch.zeros(3, *node_grid.shape, device=device), node_grid, levels=levels)
     with progress.stage("encode", 0.45):
         made.weights = levels.encode_all()
         made.rasters = levels.rasters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .deformable import Deformation, deform
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .preparation import LEAST_VOXELS, prepare_pair, working_voxels
 from .pyramid import Pair
-from .result import Registration, _result
+from .result import Registration, measure, unmeasured
 
 __all__ = ["Cache", "Registration", "register"]
 
@@ -53,11 +53,13 @@ def register(
     guide_with_points: bool = False,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    on_found: Callable[[Registration], None] | None = None,
 ) -> Registration:
     """Find the transform that takes fixed points to moving points.
 
     Images are paths or SimpleITK images. Labels and points measure the result; they guide it only when asked.
-    ``exclude_*`` masks keep a lesion out of the similarity. Raises `InputError` for input that cannot be used before
+    ``exclude_*`` masks keep a lesion out of the similarity. ``on_found`` gets the result as soon as its transform is
+    known, before anything is measured: ``warped``, ``metrics`` and ``quality`` are still empty then. Raises `InputError` for input that cannot be used before
     any long work starts, `OutOfMemory`, and `Cancelled` when ``progress`` says so.
     """
     settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
@@ -86,7 +88,10 @@ def register(
         pair, found, warnings = _deformed(inputs, linear, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         with progress.stage("output", 0.15):
-            made = _result(inputs, linear, facts, pair, found, settings, device, progress)
+            made = unmeasured(inputs, linear, facts, pair, found, settings, device)
+            if on_found is not None:
+                on_found(made)
+            measure(made, inputs, found, settings, progress)
         made.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return made
     except (MemoryError, RuntimeError) as error:

@@ -145,9 +145,7 @@ class _Levels:
         mask = self.mask("fixed", factor) > 0.5
         made = []
         for name, weight in names:
-            fixed, moving = self.cache.get(
-                ("level", name, factor, *self.key), lambda name=name: self._level(name, factor)
-            )
+            fixed, moving = self.features(name, factor)
             made.append(FeaturePair(*standardised(fixed, moving, mask), weight))
         importance = sum(pair.weight for pair in made)
         views = (self.settings.grey_reach, self.shading(factor))
@@ -160,6 +158,10 @@ class _Levels:
             made.append(guiding)
         return made
 
+    def features(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
+        """Features (C, D, H, W) of both images by the encoder ``name`` on the level's lattice."""
+        return self.cache.get(("level", name, factor, fingerprint(name), *self.shown), lambda: self._level(name, factor))
+
     def _level(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
         if name in self.rasters:
             return tuple(place(raster, self.grid(factor), self.device) for raster in self.rasters[name])
@@ -168,8 +170,7 @@ class _Levels:
             images = (self.pooled(image, factor) for image in (self.pair.fixed, self.pair.moving))
             return tuple(encoder(image[None, None])[0] for image in images)
         # Descriptors of the fine image, averaged, tell more than those of a coarse image.
-        fine = self.cache.get(("level", name, 1, *self.key), lambda: self._level(name, 1))
-        return tuple(self.pooled(features, factor) for features in fine)
+        return tuple(self.pooled(features, factor) for features in self.features(name, 1))
 
     def shading(self, factor: int) -> float:
         """Reach in voxels of the level of the shading that is taken away."""

@@ -15,6 +15,7 @@ import torch
 from .. import __version__
 from ..core.grid import Grid
 from ..core.progress import Progress
+from ..errors import InputError
 from ..evaluation import metrics
 from ..features.extraction import FeatureRaster, place
 from ..images.conversion import grid_of, image_from_array
@@ -23,10 +24,13 @@ from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import compose_field
 from ..settings import Settings
 from ..weights.catalogue import catalogue
+from . import probe
+from .correction import Corrections
 from .deformable import Deformation
 from .inputs import Inputs
 from .pyramid import Pair
 from .quality import describe
+from .workspace import Workspace
 
 
 @dataclass
@@ -41,13 +45,14 @@ class Registration:
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
     ``uncertainty``: error estimate in mm.
     ``quality``: one plain sentence for the user.
+    ``workspace``: the features, for `correspondence` and `corrections`; None gives their memory free.
     """
 
     fixed: sitk.Image
     moving: sitk.Image
     transform: sitk.DisplacementFieldTransform
     linear: sitk.Transform
-    warped: sitk.Image
+    warped: sitk.Image | None
     metrics: dict[str, dict[str, float]]
     record: dict[str, Any]
     quality: str
@@ -57,6 +62,21 @@ class Registration:
     uncertainty: sitk.Image | None = None
     warped_labels: sitk.Image | None = None
     warnings: list[str] = field(default_factory=list)
+    workspace: Workspace | None = field(default=None, repr=False)
+
+    def correspondence(self, point, encoder: str | None = None, side: probe.Side = "fixed") -> probe.Correspondence:
+        """What ``encoder`` (by default the run's first) sees at an LPS ``point`` of the image ``side``, and where the
+        transform goes from there: see `probe.Correspondence`. Raises `InputError`."""
+        return probe.correspondence(self._workspace(), point, encoder, side)
+
+    def corrections(self) -> Corrections:
+        """Correct the transform by pairs of points, with undo and redo; ``current.transform`` is the corrected one."""
+        return Corrections(self._workspace())
+
+    def _workspace(self) -> Workspace:
+        if self.workspace is None:
+            raise InputError("The features of this registration are gone; register again to ask or to correct it.")
+        return self.workspace
 
     def inverse(self) -> sitk.DisplacementFieldTransform:
         """The numerical inverse: maps moving points to fixed points, over the whole moving image.
@@ -77,7 +97,7 @@ class Registration:
         return metrics.jacobian(self.transform, self.fixed)
 
 
-def _result(
+def unmeasured(
     inputs: Inputs,
     linear: sitk.Transform,
     facts: dict[str, Any],
@@ -85,29 +105,17 @@ def _result(
     found: Deformation,
     settings: Settings,
     device: torch.device,
-    progress: Progress,
 ) -> Registration:
+    """The result as soon as the transform is known: without ``warped``, ``metrics`` and ``quality``."""
     # A start that bends is kept in full detail.
     lattice = _lattice(inputs.fixed, found.grid) if linear.IsLinear() else None
     transform = compose_field(linear, found.displacement, found.grid, inputs.fixed, lattice)
-    progress.update(0.3)
-    warped = warp(inputs.moving, transform, inputs.fixed)
-    measured = {
-        name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
-    }
-    identity = sitk.Transform(3, sitk.sitkIdentity)
-    scores = {}
-    for name, candidate in (("before", inputs.initial or identity), ("linear", linear), ("after", transform)):
-        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **measured)
-        progress.update(0.5)
-    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
-    labels = None
-    if inputs.moving_labels is not None:
-        labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
     uncertainty = None
     if found.uncertainty is not None:
         mapped = found.uncertainty.cpu().numpy().astype(np.float32)
+        identity = sitk.Transform(3, sitk.sitkIdentity)
         uncertainty = warp(image_from_array(mapped, found.grid), identity, inputs.fixed, background=float(mapped.max()))
+    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
     record = {
         "foundationreg": __version__,
         "settings": settings.to_dict(),
@@ -127,19 +135,40 @@ def _result(
     }
     pictures, picture_grid = _feature_pictures(found.rasters, pair)
     return Registration(
-        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
-        record=record, quality=describe(scores, found, settings), loss=found.losses, features=pictures,
-        feature_grid=picture_grid, uncertainty=uncertainty, warped_labels=labels, warnings=warnings,
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
+        record=record, quality="", loss=found.losses, features=pictures, feature_grid=picture_grid,
+        uncertainty=uncertainty, warnings=warnings,
+        workspace=Workspace(inputs, linear, settings, found, transform, lattice),
     )  # fmt: skip
 
 
+def measure(result: Registration, inputs: Inputs, found: Deformation, settings: Settings, progress: Progress) -> None:
+    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`."""
+    result.warped = warp(inputs.moving, result.transform, inputs.fixed)
+    progress.update(0.2)
+    measured = {
+        name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+    }
+    similarity = metrics.Similarity(inputs.fixed, inputs.moving, inputs.fixed_mask)
+    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    candidates = {"before": before, "linear": result.linear, "after": result.transform}
+    scores = {}
+    for n, (name, candidate) in enumerate(candidates.items(), 1):
+        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, similarity=similarity, **measured)
+        progress.update(0.2 + 0.8 * n / len(candidates))
+    if inputs.moving_labels is not None:
+        result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
+    result.metrics, result.quality = scores, describe(scores, found, settings)
+
+
 def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
-    """Nodes of the resulting field: as far apart as the displacement's own, which spares seven eighths of the file,
-    from the first voxel centre of ``fixed`` to beyond its last one."""
+    """Nodes of the resulting field: the displacement's own, so that nothing is interpolated twice, and as many more
+    as it takes to reach beyond the outermost voxel centres of ``fixed``."""
     grid = grid_of(fixed)
-    spacing = np.maximum(grid.spacing, float(nodes.spacing[0]))
-    shape = np.ceil((np.array(grid.shape) - 1) * grid.spacing / spacing - 1e-6).astype(int) + 1
-    return Grid.from_axes(shape, spacing, grid.origin, grid.direction).padded(1, 1)
+    ends = nodes.indices(grid.points([np.zeros(3), np.array(grid.shape) - 1.0]))
+    before = np.maximum(0, np.ceil(-ends.min(axis=0) - 1e-6)).astype(int)
+    after = np.maximum(0, np.ceil(ends.max(axis=0) - np.array(nodes.shape) + 1 - 1e-6)).astype(int)
+    return nodes.padded(before, after)
 
 
 def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], pair: Pair):
