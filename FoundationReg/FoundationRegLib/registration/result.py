@@ -144,7 +144,8 @@ def unmeasured(
 
 def measure(result: Registration, inputs: Inputs, found: Deformation, settings: Settings, progress: Progress) -> None:
     """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`."""
-    result.warped = warp(inputs.moving, result.transform, inputs.fixed)
+    if result.warped is None:
+        result.warped = warp(inputs.moving, result.transform, inputs.fixed)
     progress.update(0.2)
     measured = {
         name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
@@ -163,9 +164,8 @@ def measure(result: Registration, inputs: Inputs, found: Deformation, settings: 
 
 def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
     """Nodes of the resulting field: the displacement's own, so that nothing is interpolated twice, and as many more
-    as it takes to reach beyond the outermost voxel centres of ``fixed``."""
-    grid = grid_of(fixed)
-    ends = nodes.indices(grid.points([np.zeros(3), np.array(grid.shape) - 1.0]))
+    as it takes to reach beyond the outer faces of ``fixed``."""
+    ends = nodes.indices(grid_of(fixed).corners())
     before = np.maximum(0, np.ceil(-ends.min(axis=0) - 1e-6)).astype(int)
     after = np.maximum(0, np.ceil(ends.max(axis=0) - np.array(nodes.shape) + 1 - 1e-6)).astype(int)
     return nodes.padded(before, after)

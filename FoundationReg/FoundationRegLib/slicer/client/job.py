@@ -1,7 +1,7 @@
 """One registration of nodes: send the inputs to the worker, follow it, and put the result into the scene.
 
-Until the result is there the scene is left alone, save for the live preview, which is undone. No Qt is needed; someone
-calls `Channel.pump` regularly, usually a timer.
+Until the transform is there the scene is left alone, save for the live preview, which is undone. What was measured
+follows it. No Qt is needed; someone calls `Channel.pump` regularly, usually a timer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 class RegistrationJob:
     """A registration that runs. ``state`` is one of running, done, failed, cancelled; ``result`` or ``error`` follows.
 
-    ``on_event`` gets the worker's events as dictionaries and, last, ``{"event": "done" | "failed" | "cancelled"}``.
+    ``on_event`` gets the worker's events as dictionaries and, last, ``{"event": "done" | "failed" | "cancelled"}``. With
+    ``{"event": "found"}`` the transform is in the scene and ``result`` is there, but not measured; from then on the
+    job can only be done: cancelling spares the measures.
     ``allow_folded`` is asked, with the share of folded voxels in percent, before landmarks or models are placed under a
     transform that folds; without it they are, with a warning.
     """
@@ -77,9 +79,17 @@ class RegistrationJob:
     def running(self) -> bool:
         return self.state == RUNNING
 
+    @property
+    def number(self) -> int | None:
+        """What the worker knows this run by; see `Session`."""
+        return self._number
+
     def cancel(self) -> None:
         """End the worker and everything that it started; every node is as it was."""
-        if self.running:
+        if self.running and self.result is not None:
+            self._channel.process.send("cancel", target=self._number)
+            self._leave_unmeasured("The result was not measured.")
+        elif self.running:
             self._channel.kill()
             self._end(CANCELLED, Cancelled("The registration was cancelled; nothing was changed."))
 
@@ -141,6 +151,7 @@ class RegistrationJob:
             "preview": request.preview,
             "guide_with_labels": request.guide_with_labels,
             "guide_with_points": request.guide_with_points,
+            "volume": request.volume if request.output_volume is not None or request.create_volume else None,
             "folder": str(folder),
         }
 
@@ -164,6 +175,10 @@ class RegistrationJob:
         kind = event["event"]
         if kind == "preview":
             self._show_preview(event)
+        elif kind == "found":
+            self._take_found(event)
+        elif kind == "error" and self.result is not None:
+            self._leave_unmeasured(f"The result could not be measured: {event.get('message', '')}")
         elif kind == "error":
             error = _as_exception(event)
             self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))
@@ -193,21 +208,35 @@ class RegistrationJob:
             self._preview.restore()
             self._preview = None
 
-    def _take_result(self, event: dict) -> None:
+    def _take_found(self, event: dict) -> None:
         try:
-            arrays = {key: _load(event[key]) for key in ("transform", "warped", "uncertainty") if event.get(key)}
+            keys = ("transform", "uncertainty", "warped")
+            arrays = {key: _load(event.pop(key)) for key in keys if event.get(key)}
             features = {
                 encoder: {side: _load(value) for side, value in pair.items()}
-                for encoder, pair in event.get("features", {}).items()
+                for encoder, pair in event.pop("features", {}).items()
             }
             self._drop_preview()
             self.result = self._fill_scene(event, arrays, features)
         except (OSError, ValueError, KeyError) as error:
             self._end(FAILED, FoundationRegError(f"The result could not be read: {error}."))
             return
+        self._tell({"event": "found"})
+
+    def _take_result(self, event: dict) -> None:
+        if event.get("transform"):
+            self._take_found(event)
+        if self.running:
+            self._fill_measured(event)
+            self._end(DONE)
+
+    def _leave_unmeasured(self, sentence: str) -> None:
+        """End with what was found."""
+        self.result.warnings.append(sentence)
         self._end(DONE)
 
     def _fill_scene(self, event: dict, arrays: dict, features: dict) -> RegistrationResult:
+        """Put the transform, and what comes with it, into the scene."""
         request, scene = self.request, slicer.mrmlScene
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
         transform, volume = request.output_transform, request.output_volume
@@ -215,9 +244,9 @@ class RegistrationJob:
             transform = scene.AddNewNodeByClass("vtkMRMLTransformNode", scene.GenerateUniqueName(name))
         if volume is None and request.create_volume:
             volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
-        answer = RegistrationResult(transform, volume)
-        answer.metrics, answer.record = event.get("metrics") or {}, event.get("record") or {}
-        answer.quality, answer.warnings = event.get("quality", ""), list(event.get("warnings", []))
+        answer = RegistrationResult(transform, volume, run=self._number)
+        answer.record, answer.warnings = event.get("record") or {}, list(event.get("warnings", []))
+        answer.metrics = event.get("metrics") or {"after": {"folded_percent": event.get("folded_percent", 0.0)}}
         if transform is not None:
             initial, before = request.initial_node(), request.moving.GetParentTransformNode()
             results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
@@ -225,26 +254,36 @@ class RegistrationJob:
             transform.SetNodeReferenceID(results.INITIAL_ROLE, initial.GetID() if initial else None)
             if request.apply_transform:
                 answer.warnings += self._carry(transform, before, answer.folded_percent)
-        if volume is not None:
-            results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving)
         owner = transform if transform is not None else volume
-        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.quality", event.get("quality", ""))
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
         owner.SetNodeReferenceID(results.ROLE + "moving", request.moving.GetID())
+        if volume is not None:
+            results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving, request.volume.get("type"))
         if transform is not None and volume is not None:
             transform.SetNodeReferenceID(results.ROLE + "warped", volume.GetID())
         self._fill_extras(answer, owner, name, arrays, features, event.get("loss") or {})
         answer.seconds = time.monotonic() - self._started
         return answer
 
+    def _fill_measured(self, event: dict) -> None:
+        """Put what was measured into the scene."""
+        request, answer = self.request, self.result
+        answer.metrics, answer.record = event.get("metrics") or {}, event.get("record") or {}
+        answer.quality = event.get("quality", "")
+        owner = answer.transformNode if answer.transformNode is not None else answer.volumeNode
+        if owner is None or owner.GetScene() is None:
+            return
+        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
+        owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
+        name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
+        answer.tableNode = results.set_metrics(owner, answer.metrics, self._names, name)
+
     def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
         request = self.request
-        rows = results.metric_rows(answer.metrics, self._names)
-        answer.tableNode = results.owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
-        titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
-        results.set_table(answer.tableNode, {"Metric": list(titles), "Before": list(before), "After": list(after)})
         if any(loss.values()):
             answer.chartNode = results.set_loss_chart(owner, loss, name)
         if request.jacobian:

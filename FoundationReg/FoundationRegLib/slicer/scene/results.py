@@ -163,9 +163,12 @@ def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.astype(dtype)
 
 
-def set_warped_volume(node, array: np.ndarray, grid: Grid, fixed, moving) -> None:
-    """Put the moving image, resampled on the fixed grid, into a volume ``node`` that looks like the moving one."""
-    fill_volume(node, as_type(array, nodes.volume_array(moving).dtype), grid, fixed.GetParentTransformNode())
+def set_warped_volume(node, array: np.ndarray, grid: Grid, fixed, moving, dtype: str | None = None) -> None:
+    """Put the moving image, resampled on the fixed grid, into a volume ``node`` that looks like the moving one.
+
+    ``dtype``: a numpy name for its voxels; by default that of the moving image."""
+    array = as_type(array, np.dtype(dtype) if dtype else nodes.volume_array(moving).dtype)
+    fill_volume(node, array, grid, fixed.GetParentTransformNode())
     source, target = moving.GetDisplayNode(), node.GetDisplayNode()
     if source is not None and target is not None:
         with slicer.util.NodeModify(target):
@@ -249,6 +252,15 @@ def set_table(node, columns: dict[str, list]) -> None:
             node.AddColumn(column)
         node.SetUseColumnTitleAsColumnHeader(True)
     node.Modified()
+
+
+def set_metrics(owner, metrics: dict[str, dict], names: dict[int, str], name: str):
+    """The table of ``metrics`` before and after that ``owner`` refers to."""
+    table = owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
+    rows = metric_rows(metrics, names)
+    titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
+    set_table(table, {"Metric": list(titles), "Before": list(before), "After": list(after)})
+    return table
 
 
 def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
