@@ -14,6 +14,9 @@ from .errors import InputError
 
 PRESETS_FOLDER = resource_path("Presets")
 
+# Settings that had another name, which presets and saved scenes may still hold.
+_FORMER_NAMES = {"grey_reach": "grey_sigma", "grey_wide": "bias_corrected_weight"}
+
 Plane = Literal["axial", "coronal", "sagittal"]
 
 
@@ -46,12 +49,12 @@ class Settings:
         finest_spacing_mm: voxel size of the working grid; 0 means by the images.
         levels: voxel sizes of the refinement levels as multiples of it, coarse to fine.
         grey_values: let grey values refine beside the features, as far as both images show one contrast.
-            grey_weight: how much they count beside the features then. grey_reach: standard deviation, in voxels of a
-            level, of the neighbourhood in which they are normalised. grey_wide: weight, relative to that, of grey
-            values of which only slow shading is taken away, where the images turn out to be free of the rest.
-        smoothness: weight of the regulariser, 1 is neutral. diffusion, bending: its shares, which price the first and
-            the second derivatives of the field. sliding: let neighbouring organs slide along each other. As far as
-            grey_wide counts, a membrane takes their place (`deformable.deform`).
+            grey_weight: how much they count beside the features then. grey_sigma: standard deviation, in voxels of a
+            level, of the Gaussian in which they are normalised. bias_corrected_weight: weight, relative to that, of
+            grey values of which only slow shading is taken away, where the images turn out to be free of the rest.
+        smoothness: weight of the regulariser, 1 is neutral. diffusion, bending: weights of the first and the second
+            derivatives of the field in it. sliding: let neighbouring organs slide along each other. As far as
+            bias-corrected grey values count, a membrane takes their place (`deformable.deform`).
             iterations: steps of each level at most.
         diffeomorphic: optimise a stationary velocity field, which cannot fold (``gauss-newton`` only).
         optimizer: ``gauss-newton`` or ``adam``; ``adam_*`` are the constants of the latter.
@@ -84,8 +87,8 @@ class Settings:
     levels: tuple[int, ...] = (4, 2, 1)
     grey_values: bool = True
     grey_weight: float = 1.0
-    grey_reach: float = 1.6
-    grey_wide: float = 2.0
+    grey_sigma: float = 1.6
+    bias_corrected_weight: float = 2.0
     smoothness: float = 1.0
     diffusion: float = 0.3
     bending: float = 1.0
@@ -103,11 +106,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("slice_gap_mm", "search_spacing_mm", "grey_weight", "grey_reach", "smoothness"):
+        for name in ("slice_gap_mm", "search_spacing_mm", "grey_weight", "grey_sigma", "smoothness"):
             if not getattr(self, name) > 0:
                 raise InputError(f"The setting {name} must be greater than zero, not {getattr(self, name)}.")
-        at_least_zero = ("search_range_mm", "finest_spacing_mm", "iterations", "diffusion", "bending", "grey_wide",
-                         "encoder_pixels", "memory_gb", "threads")  # fmt: skip
+        at_least_zero = ("search_range_mm", "finest_spacing_mm", "iterations", "diffusion", "bending",
+                         "bias_corrected_weight", "encoder_pixels", "memory_gb", "threads")  # fmt: skip
         for name in at_least_zero:
             if getattr(self, name) < 0:
                 raise InputError(f"The setting {name} must not be negative, not {getattr(self, name)}.")
@@ -132,6 +135,7 @@ class Settings:
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """From what `to_dict` made; values may also be texts, as typed after ``--set``."""
         hints = get_type_hints(cls)
+        values = {_FORMER_NAMES.get(key, key): value for key, value in values.items()}
         for key in values:
             if key not in hints:
                 near = difflib.get_close_matches(key, hints, 1)

@@ -69,7 +69,7 @@ def affine(fixed, moving):
     from FoundationRegLib.registration import linear
 
     sides = linear.prepare(fixed), linear.prepare(moving)
-    return linear.linear(*sides, linear.initial(*sides))[0]
+    return linear.align_linearly(*sides, linear.start_transform(*sides))[0]
 
 
 def ants(fixed: Path, moving: Path, _device: str):

@@ -298,7 +298,8 @@ def synthetic_pair(fixed, moving, settings):
     import torch
     import torch.nn.functional as F
     from FoundationRegLib.core.grid import Grid
-    from FoundationRegLib.registration.pyramid import Pair, search_factor
+    from FoundationRegLib.registration.pair import Pair
+    from FoundationRegLib.registration.pyramid import search_factor
 
     size = fixed.shape[0]
     spacing = settings.finest_spacing_mm or max(1.0, size / WORKING_VOXELS ** (1 / 3))

@@ -32,7 +32,7 @@ def mean_error(found, truth):
 
 def run(fixed, moving, start="auto", **options):
     sides = linear.prepare(fixed), linear.prepare(moving)
-    return linear.linear(*sides, linear.initial(*sides, start), **options)
+    return linear.align_linearly(*sides, linear.start_transform(*sides, start), **options)
 
 
 def inverted(values):
@@ -72,12 +72,12 @@ def test_images_that_lie_far_apart_are_found_by_auto(phantom):
 def test_starts_without_optimisation(phantom):
     fixed, moving = a_pair(phantom, sitk.TranslationTransform(3, (6.0, 0.0, -5.0)))
     grids = conversion.grid_of(fixed), conversion.grid_of(moving)
-    none, geometry, mass = (linear.initial(fixed, moving, start) for start in ("none", "geometry", "mass"))
+    none, geometry, mass = (linear.start_transform(fixed, moving, start) for start in ("none", "geometry", "mass"))
     assert np.array(none.TransformPoint((1.0, 2.0, 3.0))) == pytest.approx((1, 2, 3))
     assert geometry.TransformPoint(grids[0].center.tolist()) == pytest.approx(grids[1].center.tolist())
     assert np.array(mass.GetParameters()) == pytest.approx((6, 0, -5), abs=2)
     with pytest.raises(InputError, match="start"):
-        linear.initial(fixed, moving, "sideways")
+        linear.start_transform(fixed, moving, "sideways")
 
 
 def test_a_given_transform_is_kept_exactly_even_when_it_bends(phantom):
@@ -85,10 +85,10 @@ def test_a_given_transform_is_kept_exactly_even_when_it_bends(phantom):
     wide = FIXED.padded(8, 8)
     given = transforms.compose_field(sitk.TranslationTransform(3, (3.0, 2.0, -4.0)), bend, FIXED, wide)
     fixed = conversion.image_from_array(phantom.on(FIXED), FIXED)
-    assert linear.initial(fixed, fixed, given=given) is given
-    found, _ = linear.linear(fixed, fixed, given, rigid=False, affine=False)
+    assert linear.start_transform(fixed, fixed, given=given) is given
+    found, _ = linear.align_linearly(fixed, fixed, given, rigid=False, affine=False)
     assert found is given
-    moved, record = linear.linear(fixed, fixed, given, affine=False)
+    moved, record = linear.align_linearly(fixed, fixed, given, affine=False)
     if record["kept"] == "rigid":
         rigid = moved.GetNthTransform(1)
         for point in BODY_POINTS[:5].tolist():
@@ -112,7 +112,7 @@ def test_unrelated_images_never_become_less_similar(phantom):
 def test_images_that_share_nothing_leave_the_start_with_a_warning(phantom):
     fixed, moving = a_pair(phantom, sitk.TranslationTransform(3))
     apart = sitk.TranslationTransform(3, (1000.0, 0.0, 0.0))
-    found, record = linear.linear(fixed, moving, apart)
+    found, record = linear.align_linearly(fixed, moving, apart)
     assert found is apart and record["kept"] == "start" and record["warnings"]
 
 
@@ -125,7 +125,7 @@ def test_masks_limit_what_is_compared(phantom):
     mask[:, :, 26:] = 0
     side = linear.prepare(conversion.image_from_array(array, FIXED), conversion.image_from_array(mask, FIXED))
     assert side.chosen
-    found, _ = linear.linear(side, moving, sitk.TranslationTransform(3), affine=False)
+    found, _ = linear.align_linearly(side, moving, sitk.TranslationTransform(3), affine=False)
     assert mean_error(found, truth) < 1.0
 
 

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 from cli_steps import files_below, refused, write
 from fakes import SHIFT
 from FoundationRegLib.app import cli
-from FoundationRegLib.images import conversion, image
+from FoundationRegLib.core.grid import Grid
+from FoundationRegLib.images import conversion
 
 
 def moved_by(offset):
@@ -50,7 +51,7 @@ def test_apply_keeps_labels_whole(pair):
 
 def curved_field():
     """A field transform that rotates, shifts and bends, over a 60 mm cube around (0, 0, 0)."""
-    grid = image.Grid.from_axes((31, 31, 31), (2.0, 2.0, 2.0), (-30.0, -30.0, -30.0), np.eye(3)[:, ::-1])
+    grid = Grid.from_axes((31, 31, 31), (2.0, 2.0, 2.0), (-30.0, -30.0, -30.0), np.eye(3)[:, ::-1])
     turn = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0.1, -0.2, 0.3, (12.0, -9.0, 5.0))
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
     bent = points + 2.5 * np.sin(points[..., [1, 2, 0]] / 9.0)
@@ -78,7 +79,7 @@ def test_apply_takes_moving_points_to_the_fixed_side_and_back(tmp_path, suffix):
 def test_apply_says_which_points_have_no_way_back(tmp_path, capsys):
     sitk.WriteTransform(curved_field(), str(tmp_path / "t.h5"))
     (tmp_path / "p.csv").write_text("x,y,z\n0,0,0\n0,0,0\n5000,0,0\n")
-    grid = image.Grid.from_axes((9, 9, 9), (2.0, 2.0, 2.0), (-8.0, -8.0, -8.0), np.eye(3)[:, ::-1])
+    grid = Grid.from_axes((9, 9, 9), (2.0, 2.0, 2.0), (-8.0, -8.0, -8.0), np.eye(3)[:, ::-1])
     squeeze = np.zeros((9, 9, 9, 3))
     squeeze[..., 0] = -grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))[..., 0]  # everything onto x = 0
     sitk.WriteTransform(

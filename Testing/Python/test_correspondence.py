@@ -120,7 +120,7 @@ def turned_patient(phantom, truth):
 def test_a_patient_turned_by_ninety_degrees_is_found(phantom, start):
     truth = rigid((90, 0, 0), (60.0, -40.0, 30.0)) @ rigid((5, 3, -4))
     sides = [linear.prepare(each) for each in turned_patient(phantom, truth)]
-    found, _ = linear.linear(*sides, linear.initial(*sides, start))
+    found, _ = linear.align_linearly(*sides, linear.start_transform(*sides, start))
     assert mean_error(transforms.affine_matrix(found), truth) < 2.0
 
 
@@ -133,7 +133,7 @@ def test_auto_places_a_slab_that_aligned_centres_miss(phantom):
     places = PLACES * (1, 1, 0.3) + (0, 0, -24)
     for start in ("auto", "features"):
         sides = linear.prepare(fixed), linear.prepare(moving)
-        found, _ = linear.linear(*sides, linear.initial(*sides, start))
+        found, _ = linear.align_linearly(*sides, linear.start_transform(*sides, start))
         assert mean_error(transforms.affine_matrix(found), truth, places) < 3.0
 
 
@@ -142,7 +142,7 @@ def test_mutual_information_is_believed_where_descriptors_do_not_disagree(phanto
     sides = [
         linear.prepare(conversion.image_from_array(phantom.on(WHOLE, move), WHOLE)) for move in (None, moved(truth))
     ]
-    assert isinstance(linear.initial(*sides, "auto"), sitk.TranslationTransform)
+    assert isinstance(linear.start_transform(*sides, "auto"), sitk.TranslationTransform)
 
 
 def test_nothing_in_common_falls_back_and_cancel_is_heard(phantom):
@@ -150,7 +150,7 @@ def test_nothing_in_common_falls_back_and_cancel_is_heard(phantom):
     sides = [
         linear.prepare(conversion.image_from_array(values, WHOLE)) for values in (phantom.on(WHOLE), 300 + 100 * noise)
     ]
-    matrix = transforms.affine_matrix(linear.initial(*sides, "features"))
+    matrix = transforms.affine_matrix(linear.start_transform(*sides, "features"))
     assert np.isfinite(matrix).all() and np.linalg.det(matrix[:3, :3]) > 0
     with pytest.raises(Cancelled):
-        linear.initial(*sides, "features", progress=Progress(should_cancel=lambda: True))
+        linear.start_transform(*sides, "features", progress=Progress(should_cancel=lambda: True))

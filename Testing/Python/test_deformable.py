@@ -15,7 +15,7 @@ from FoundationRegLib.errors import Cancelled
 from FoundationRegLib.numerics.fields import resize, warp
 from FoundationRegLib.registration import deformable, pyramid
 from FoundationRegLib.registration.deformable import deform
-from FoundationRegLib.registration.pyramid import Pair
+from FoundationRegLib.registration.pair import Pair
 from FoundationRegLib.settings import Settings
 from scipy import ndimage
 
@@ -75,7 +75,8 @@ def test_numerics_run_where_simpleitk_is_absent():
     code = (
         "import sys\nsys.modules['SimpleITK'] = None\n"
         "import torch, numpy as np\n"
-        "from FoundationRegLib.registration.deformable import deform\nfrom FoundationRegLib.registration.pyramid import Pair\n"
+        "from FoundationRegLib.registration.deformable import deform\n"
+        "from FoundationRegLib.registration.pair import Pair\n"
         "from FoundationRegLib.core.grid import Grid\nfrom FoundationRegLib.settings import Settings\n"
         "a = np.random.default_rng(0).random((12, 12, 12), np.float32)\nm = np.ones(a.shape, bool)\n"
         "s = Settings(encoders=(('mind', 1.0),), search_spacing_mm=4, search_range_mm=4, iterations=1)\n"
@@ -106,7 +107,7 @@ def test_published_schedule_recovers_it_too():
 
 def test_pooling_is_the_mean_over_blocks():
     pair = make_pair(smooth_truth())
-    levels = pyramid._Levels(pair, MIND, CPU, Progress(), Cache())
+    levels = pyramid.FeaturePyramid(pair, MIND, CPU, {}, Cache())
     for factor in (2, 4):
         blocks = pair.fixed.reshape(sum(((n // factor, factor) for n in SHAPE), ()))
         np.testing.assert_allclose(levels.pooled(pair.fixed, factor).numpy(), blocks.mean((1, 3, 5)), atol=1e-5)

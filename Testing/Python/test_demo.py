@@ -7,10 +7,11 @@ import pytest
 import SimpleITK as sitk
 from fakes import blob_image, fake_register
 from FoundationRegLib.app import cli, demo
+from FoundationRegLib.core.grid import Grid
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import WeightsError
 from FoundationRegLib.evaluation import metrics
-from FoundationRegLib.images import conversion, image
+from FoundationRegLib.images import conversion
 from FoundationRegLib.registration import pipeline
 from FoundationRegLib.weights import store
 
@@ -18,7 +19,7 @@ from FoundationRegLib.weights import store
 @pytest.fixture(scope="module")
 def tissues():
     """A small stand-in for the average brain: a white core in a grey shell in fluid, 8-bit, 4 mm voxels."""
-    grid = image.Grid.from_axes((46, 58, 49), (4.0, 4.0, 4.0), (-96.0, -132.0, -78.0), np.eye(3)[:, ::-1])
+    grid = Grid.from_axes((46, 58, 49), (4.0, 4.0, 4.0), (-96.0, -132.0, -78.0), np.eye(3)[:, ::-1])
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1)) - grid.center
     radius = np.linalg.norm(points / (70.0, 85.0, 65.0), axis=-1)
     white, grey, brain = radius < 0.6, (radius >= 0.6) & (radius < 0.85), radius < 1

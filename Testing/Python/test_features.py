@@ -14,7 +14,7 @@ from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.encoders.base import SliceEncoder, VolumeEncoder
 from FoundationRegLib.errors import Cancelled, InputError, OutOfMemory
 from FoundationRegLib.features import batching, extraction
-from FoundationRegLib.features.extraction import SharedPCA, encode, encode_shared, foreground_box, place
+from FoundationRegLib.features.extraction import SharedPCA, encode, encode_shared, foreground_box, resample_features
 from FoundationRegLib.features.raster import token_weights
 from FoundationRegLib.features.slicing import plane_axes
 
@@ -74,7 +74,7 @@ def test_every_token_stands_at_the_centre_of_its_patch(name, plane):
     for axis in range(3):
         image = ramp(grid, axis)
         raster = encode(image, grid, Pooling(), plane, slice_gap_mm=7, mask=np.ones(grid.shape, bool))
-        placed = place(raster, grid)[0].numpy()
+        placed = resample_features(raster, grid)[0].numpy()
         assert np.abs(inner(placed) - inner(image)).max() < 2e-3
 
 
@@ -83,13 +83,13 @@ def test_features_are_placed_on_another_lattice_at_the_right_points():
     image = ramp(grid, 0)
     raster = encode(image, grid, Pooling(), slice_gap_mm=7, mask=np.ones(grid.shape, bool))
     other = grid.with_spacing((4.0, 2.5, 3.1)).padded((-1, -2, -2), (-1, -2, -2))
-    placed = place(raster, other)[0].numpy()
+    placed = resample_features(raster, other)[0].numpy()
     points = grid.indices(other.points(np.stack(np.meshgrid(*map(np.arange, other.shape), indexing="ij"), -1)))
     step = image[0, 0, 1] - image[0, 0, 0], image[0, 1, 0] - image[0, 0, 0], image[1, 0, 0] - image[0, 0, 0]
     expected = image[0, 0, 0] + points @ np.array(step[::-1])
     assert np.abs(inner(placed) - inner(expected)).max() < 2e-3
     with pytest.raises(InputError, match="parallel"):
-        place(raster, GRIDS["plain"])
+        resample_features(raster, GRIDS["plain"])
 
 
 @pytest.mark.parametrize("name", ["flipped", "permuted"])
@@ -146,8 +146,13 @@ def test_slices_reach_from_the_first_to_the_last_one_with_foreground():
 def test_a_single_slice_is_enough():
     grid = Grid.from_axes((1, 30, 26), (3.0, 1.5, 2.0), (0, 0, 0), AXES)
     raster = encode(ramp(grid, 0), grid, Pooling())
-    assert place(raster, grid).shape == (2, 1, 30, 26)
-    assert np.abs(inner(place(raster, grid)[0].numpy(), 0.0)[0, 6:-6, 6:-6] - ramp(grid, 0)[0, 6:-6, 6:-6]).max() < 2e-3
+    assert resample_features(raster, grid).shape == (2, 1, 30, 26)
+    assert (
+        np.abs(
+            inner(resample_features(raster, grid)[0].numpy(), 0.0)[0, 6:-6, 6:-6] - ramp(grid, 0)[0, 6:-6, 6:-6]
+        ).max()
+        < 2e-3
+    )
 
 
 def test_pixels_are_square_and_the_longer_side_has_the_wanted_number():
@@ -166,7 +171,7 @@ def test_the_box_uses_all_pixels_for_the_anatomy():
     image = ramp(grid, 1)
     raster = encode(image, grid, Pooling(), mask=mask, box=box, slice_gap_mm=3)
     assert len(raster.positions[2]) == 16 and raster.positions[2][0] > 6.5 and raster.positions[2][-1] < 18.5
-    placed = place(raster, grid)[0].numpy()
+    placed = resample_features(raster, grid)[0].numpy()
     assert np.abs(placed - image)[mask].max() < 2e-3
 
 
@@ -188,7 +193,7 @@ def test_volume_encoders_see_the_whole_volume_and_keep_their_places():
     assert isinstance(VolumePooling(), VolumeEncoder) and not isinstance(VolumePooling(), SliceEncoder)
     for axis in range(3):
         raster = encode(ramp(grid, axis), grid, VolumePooling())
-        assert np.abs(inner(place(raster, grid)[0].numpy()) - inner(ramp(grid, axis))).max() < 2e-3
+        assert np.abs(inner(resample_features(raster, grid)[0].numpy()) - inner(ramp(grid, axis))).max() < 2e-3
 
 
 @pytest.fixture

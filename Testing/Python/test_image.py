@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import make_grid, smooth_noise
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.images import conversion, image, reading, resampling, transforms, writing
+from FoundationRegLib.images import conversion, reading, resampling, transforms, writing
 
 
 def to_file(path, array=None, direction=None):
@@ -330,7 +330,7 @@ for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.tfm"):
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of file size are POSIX")
 def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(image.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     command = [sys.executable, "-c", WRITE_ON_A_FULL_DISK, str(tmp_path)]
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr[-2000:]

@@ -110,7 +110,7 @@ def test_pull_and_curvature_are_the_derivatives_of_the_energy(every):
     energy = 0.5 * (squared(at) / (len(pair.fixed) * noise)).sum() / every**3
     (gradient,) = torch.autograd.grad(energy, at, create_graph=True)
     fine = (at.detach() * every).repeat_interleave(every, 1).repeat_interleave(every, 2).repeat_interleave(every, 3)
-    curvature, pull, loss = data_term._Way(1, [pair], weight, torch.ones(SHAPE), every).linearised(fine)
+    curvature, pull, loss = data_term.DataTerm(1, [pair], weight, torch.ones(SHAPE), every).linearised(fine)
     assert loss == pytest.approx(float(noise), rel=1e-4)
     torch.testing.assert_close(pull[INNER], -gradient.detach()[INNER], rtol=2e-3, atol=2e-3)
     number = 0
@@ -122,22 +122,22 @@ def test_pull_and_curvature_are_the_derivatives_of_the_energy(every):
             number += 1
 
 
-def test_parts_do_not_change_the_equations(monkeypatch):
+def test_blocks_do_not_change_the_equations(monkeypatch):
     """However the lattice is cut, and whatever is left out because it has no weight."""
     pair, weight = warped_pair(smooth_field(1.0)), torch.rand(SHAPE)
     weight[:, :7], weight[:, :, 21:], weight[11:15] = 0, 0, 0
     shift = torch.from_numpy(smooth_field(0.7, seed=9))
 
     def equations():
-        return data_term._Way(1, [pair], weight, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)), 2)
+        return data_term.DataTerm(1, [pair], weight, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)), 2)
 
-    monkeypatch.setattr(data_term, "_parts", lambda weight, *_: [tuple(slice(0, n) for n in weight.shape)])
+    monkeypatch.setattr(data_term, "_blocks", lambda weight, *_: [tuple(slice(0, n) for n in weight.shape)])
     whole = equations().linearised(shift)
     monkeypatch.undo()
-    assert equations().parts == [(slice(0, 24), slice(6, 28), slice(0, 22))]
-    monkeypatch.setattr(data_term, "_PART_VALUES", 1)
+    assert equations().blocks == [(slice(0, 24), slice(6, 28), slice(0, 22))]
+    monkeypatch.setattr(data_term, "_BLOCK_VALUES", 1)
     cut = equations()
-    assert len(cut.parts) == 11, "planes 12 and 13 are empty"
+    assert len(cut.blocks) == 11, "planes 12 and 13 are empty"
     for a, b in zip(whole, cut.linearised(shift), strict=True):
         torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-4, atol=1e-5)
 
@@ -195,11 +195,11 @@ def test_a_lesion_that_only_one_image_has_does_not_bend_the_field():
 def test_only_a_region_far_beyond_the_noise_loses_its_say():
     noise = torch.from_numpy(np.random.default_rng(0).exponential(size=(20, 20, 20)).astype(np.float32))
     mass = torch.ones_like(noise)
-    assert float(data_term.credibility(noise, mass).mean()) > 0.97
+    assert float(data_term.outlier_weight(noise, mass).mean()) > 0.97
     noise[5:10, 5:10, 5:10] += 9.0
-    kept = data_term.credibility(noise, mass)
+    kept = data_term.outlier_weight(noise, mass)
     assert float(kept[6:9, 6:9, 6:9].max()) < 0.02 < 0.97 < float(kept[13:].mean())
-    torch.testing.assert_close(data_term.credibility(0.3 * noise, 0.3 * mass), kept)
+    torch.testing.assert_close(data_term.outlier_weight(0.3 * noise, 0.3 * mass), kept)
 
 
 def test_sliding_sides_are_told_apart():
@@ -269,7 +269,7 @@ def test_guide_adds_its_own_pull():
             pull[(axis, *place)] = 100.0 * (target - displacement[(axis, *place)])
         return curvature, pull
 
-    field, _ = refined(flat, guide=spring, iterations=20)
+    field, _ = refined(flat, landmark_term=spring, iterations=20)
     reached = field[(slice(None), *place)] / (2 * SPACING)
     torch.testing.assert_close(reached, torch.tensor([0.5, -1.0, 0.25]), atol=0.05, rtol=0)
 
@@ -281,7 +281,7 @@ def test_user_may_end_early_or_cancel():
         seen.append((iteration, tuple(field.shape), loss))
         return iteration == 1
 
-    _, losses = refined(warped_pair(smooth_field(1.8)), each=each)
+    _, losses = refined(warped_pair(smooth_field(1.8)), on_iteration=each)
     assert len(losses) == 2 and [s[0] for s in seen] == [0, 1] and seen[0][1] == (3, *NODES)
     assert [s[2] for s in seen] == losses
 
@@ -289,7 +289,7 @@ def test_user_may_end_early_or_cancel():
         raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        refined(warped_pair(smooth_field(1.8)), each=stop)
+        refined(warped_pair(smooth_field(1.8)), on_iteration=stop)
 
 
 def test_iterations_end_when_nothing_moves():

@@ -317,7 +317,7 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
     assert first.features["medsam-lite"]["fixed"].dtype == np.uint8 and first.feature_grid is not None
     assert first.record["weights_sha256"] == {"medsam-lite": "abc"}
     encoded = encoder.slices
-    monkeypatch.setattr(pipeline.linear, "linear", forbidden)
+    monkeypatch.setattr(pipeline.linear, "align_linearly", forbidden)
     second = register(*shifted_pair, settings.replace(smoothness=5.0), cache=cache)
     assert encoder.slices == encoded > 0
     assert second.metrics["after"]["sd_log_jacobian"] < first.metrics["after"]["sd_log_jacobian"]
@@ -325,8 +325,8 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
 
 def test_other_grey_values_or_windows_are_aligned_anew(shifted_pair, monkeypatch):
     cache, calls = Cache(), []
-    real = pipeline.linear.linear
-    monkeypatch.setattr(pipeline.linear, "linear", lambda *a: calls.append(1) or real(*a))
+    real = pipeline.linear.align_linearly
+    monkeypatch.setattr(pipeline.linear, "align_linearly", lambda *a: calls.append(1) or real(*a))
     fixed, moving = shifted_pair
     register(fixed, moving, NOTHING, cache=cache)
     register(fixed, moving, NOTHING.replace(fixed_window="0,600"), cache=cache)

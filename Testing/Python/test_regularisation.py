@@ -35,7 +35,7 @@ def priced(u, regulariser):
 
 @pytest.mark.parametrize("eased", [False, True])
 def test_regulariser_is_the_gradient_of_its_price(eased):
-    regulariser = Regulariser(diffusion=0.7, bending=0.4, ease=generated(*SHAPE).abs() if eased else None)
+    regulariser = Regulariser(diffusion=0.7, bending=0.4, node_weight=generated(*SHAPE).abs() if eased else None)
     u = generated(3, *SHAPE, seed=1).requires_grad_(True)
     (expected,) = torch.autograd.grad(0.5 * priced(u, regulariser), u)
     torch.testing.assert_close(regulariser.gradient(u.detach()), expected, rtol=1e-4, atol=1e-4)
@@ -62,36 +62,36 @@ def test_what_strains_most_is_eased_and_an_even_strain_is_not():
     mask = torch.ones(shape, dtype=torch.bool)
     even = torch.from_numpy(np.einsum("ab,bdhw->adhw", 0.3 * np.eye(3), np.indices(shape)).astype(np.float32))
     regulariser = Regulariser(1.0, 1.0, sliding=1.0)
-    ease = regulariser.eased(even, mask).ease[2:-2, 2:-2, 2:-2]
+    ease = regulariser.reweighted(even, mask).node_weight[2:-2, 2:-2, 2:-2]
     torch.testing.assert_close(ease, torch.ones_like(ease), atol=0.1, rtol=0)
     torn = even.clone()
     torn[2, 10:] += 4.0
-    ease = regulariser.eased(torn, mask).ease
+    ease = regulariser.reweighted(torn, mask).node_weight
     assert float(ease[9:11].mean()) < 0.4 < 0.9 < float(ease[5].mean())
-    partly = Regulariser(1.0, 1.0, sliding=0.5).eased(torn, mask).ease
+    partly = Regulariser(1.0, 1.0, sliding=0.5).reweighted(torn, mask).node_weight
     assert float(ease[9:11].mean()) < float(partly[9:11].mean()) < 0.8
-    assert Regulariser(1.0, 1.0).eased(torn, mask).ease is None
+    assert Regulariser(1.0, 1.0).reweighted(torn, mask).node_weight is None
 
 
 def test_mixed_prices_add_up():
     a, b = Regulariser(0.3, 1.0, sliding=1.0), Regulariser(0.6, 0.1)
     u = generated(3, *SHAPE)
     expected = 0.75 * a.gradient(u) + 0.25 * b.gradient(u)
-    torch.testing.assert_close(a.mixed(b, 0.25).gradient(u), expected, rtol=1e-4, atol=1e-4)
-    assert a.mixed(b, 0.25).sliding == 0.75
-    assert (a.mixed(b, 0.0), a.mixed(b, 1.0)) == (a, b)
+    torch.testing.assert_close(a.interpolated(b, 0.25).gradient(u), expected, rtol=1e-4, atol=1e-4)
+    assert a.interpolated(b, 0.25).sliding == 0.75
+    assert (a.interpolated(b, 0.0), a.interpolated(b, 1.0)) == (a, b)
 
 
 def test_the_price_is_the_same_on_a_lattice_of_half_the_resolution():
     """A smooth field in coarse nodes costs what it costs in fine ones, each fine node standing for an eighth."""
     steps = np.stack(np.meshgrid(*[np.arange(n) + 0.5 for n in (48, 40, 56)], indexing="ij"))
     fine = torch.from_numpy(np.cos(steps * np.pi / 24).astype(np.float32))
-    coarse = filters._halved(fine) / 2
+    coarse = filters.halved(fine) / 2
     inner = np.s_[:, 4:-4, 4:-4, 4:-4]
     for regulariser in (Regulariser(1.0, 0.0), Regulariser(0.0, 1.0)):
         a, b = regulariser.gradient(fine), regulariser.coarser().gradient(coarse)
         # The gradient is per node: a coarse node's displacement counts half as much and moves eight nodes.
-        torch.testing.assert_close(b[inner], 2 * filters._halved(a)[inner], rtol=0.05, atol=5e-4)
+        torch.testing.assert_close(b[inner], 2 * filters.halved(a)[inner], rtol=0.05, atol=5e-4)
 
 
 def sparse_regulariser(shape, diffusion, bending, ease):
@@ -126,6 +126,6 @@ def test_solve_agrees_with_a_sparse_direct_solver(shape, steps, tolerance, eased
     price = block_diag([sparse_regulariser(shape, 0.3, 1.0, ease)] * 3)
     data = bmat([[diags(full[a, b].ravel()) for b in range(3)] for a in range(3)])
     expected = spsolve((data + price).tocsc(), pull.ravel()).reshape(pull.shape)
-    regulariser = Regulariser(0.3, 1.0, ease=torch.from_numpy(ease.astype(np.float32)) if eased else None)
+    regulariser = Regulariser(0.3, 1.0, node_weight=torch.from_numpy(ease.astype(np.float32)) if eased else None)
     found = regularisation.solve(torch.from_numpy(curvature), torch.from_numpy(pull), regulariser, steps).numpy()
     assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)

@@ -199,7 +199,7 @@ def test_doubtful_nodes_take_what_sure_neighbours_say():
     doubt, wrong = torch.zeros(12, 12, 12), truth.clone()
     doubt[5:8, 5:8, 5:8] = 50.0
     wrong[:, 5:8, 5:8, 5:8] += torch.tensor([9.0, -7.0, 5.0])[:, None, None, None]
-    filled = search.filled(wrong, doubt, torch.ones(12, 12, 12), 3.0)
+    filled = search.fill_inconsistent(wrong, doubt, torch.ones(12, 12, 12), 3.0)
     assert (filled - truth)[:, 5:8, 5:8, 5:8].abs().max() < 0.2
     assert torch.allclose(filled[:, doubt == 0], truth[:, doubt == 0])
 
@@ -207,4 +207,4 @@ def test_doubtful_nodes_take_what_sure_neighbours_say():
 def test_nodes_that_do_not_count_say_nothing_to_the_doubtful():
     field, doubt, weight = torch.zeros(3, 9, 9, 9), torch.zeros(9, 9, 9), torch.ones(9, 9, 9)
     field[:, :, :, 5:], weight[:, :, 5:], doubt[4, 4, 4] = 8.0, 0.0, 100.0
-    assert search.filled(field, doubt, weight, 3.0)[:, 4, 4, 4].abs().max() < 0.01
+    assert search.fill_inconsistent(field, doubt, weight, 3.0)[:, 4, 4, 4].abs().max() < 0.01

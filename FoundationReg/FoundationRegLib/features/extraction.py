@@ -2,7 +2,7 @@
 
     raster = encode(image, grid, encoder, "axial")            # tokens where the encoder put them
     pca = SharedPCA.fit([fixed_raster, moving_raster], 12)    # one basis for both images
-    features = place(pca.project(raster), grid)               # (12, D, H, W) on the lattice you want
+    features = resample_features(pca.project(raster), grid)               # (12, D, H, W) on the lattice you want
 
 `encode_shared` does the first two for several images within a memory limit. `slicing` says which slices an encoder
 sees, `batches` how many at a time, `pca` holds the basis, `raster` what has a place.
@@ -24,10 +24,10 @@ from ..errors import InputError, OutOfMemory
 from ..numerics.devices import is_out_of_memory
 from . import batching
 from .pca import Moments, SharedPCA
-from .raster import FeatureRaster, place, token_weights
+from .raster import FeatureRaster, resample_features, token_weights
 from .slicing import SliceView, foreground_box, slice_numbers
 
-__all__ = ["FeatureRaster", "SharedPCA", "encode", "encode_shared", "foreground_box", "is_out_of_memory", "place"]
+__all__ = ["FeatureRaster", "SharedPCA", "encode", "encode_shared", "foreground_box", "resample_features"]
 
 _FLOAT16_MAX = 65504.0
 

@@ -45,7 +45,7 @@ def lattice_positions(grid: Grid, base: Grid) -> tuple[np.ndarray, np.ndarray, n
     return tuple(corner[a] + steps[a, a] * np.arange(grid.shape[a]) for a in range(3))
 
 
-def place(raster: FeatureRaster, grid: Grid, device: str | torch.device | None = None) -> Tensor:
+def resample_features(raster: FeatureRaster, grid: Grid, device: str | torch.device | None = None) -> Tensor:
     """Features (C, D, H, W), float32, at the voxel centres of ``grid`` by linear interpolation between the tokens.
 
     ``grid`` may have any spacing, size and origin, but its axes must be parallel to those of the raster's grid.
@@ -89,7 +89,7 @@ def _between(source: np.ndarray, target: np.ndarray) -> Tensor:
         return torch.from_numpy(matrix)
     left = np.clip(np.searchsorted(source, target, side="right") - 1, 0, len(source) - 2)
     share = np.clip((target - source[left]) / (source[left + 1] - source[left]), 0, 1)
-    every = np.arange(len(target))
-    matrix[every, left] = 1 - share
-    matrix[every, left + 1] = share
+    rows = np.arange(len(target))
+    matrix[rows, left] = 1 - share
+    matrix[rows, left + 1] = share
     return torch.from_numpy(matrix)

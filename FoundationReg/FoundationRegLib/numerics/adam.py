@@ -23,13 +23,13 @@ def adam(
     rate: float,
     kernel: int,
     passes: int,
-    each: Callable[[int, Tensor, float], bool] = lambda *_: False,
+    on_iteration: Callable[[int, Tensor, float], bool] = lambda *_: False,
 ) -> tuple[Tensor, list[float]]:
     """``displacement`` refined by Adam on the lattice of ``pairs``, smoothed as in ConvexAdam; and the loss curve.
 
     The field is a raw one smoothed by ``passes`` box filters ``kernel`` nodes wide, whose border is repeated outwards.
     Loss: mean squared difference of the features plus ``diffusion`` times the mean squared forward differences of the
-    field in voxels. ``each`` as in `gauss_newton`.
+    field in voxels. ``on_iteration`` as in `gauss_newton`.
     """
     raw = (resize(displacement, pairs[0].fixed.shape[1:]) / spacing).clone().requires_grad_(True)
     optimizer = torch.optim.Adam([raw], lr=rate)
@@ -47,7 +47,7 @@ def adam(
         losses.append(float(loss.detach()))
         # The mean over a window, since Adam's single steps go up and down.
         still = iteration >= 100 and sum(losses[-50:]) > 0.999 * sum(losses[-100:-50])
-        if each(iteration, field.detach() * spacing, losses[-1]) or still:
+        if on_iteration(iteration, field.detach() * spacing, losses[-1]) or still:
             break
     with torch.no_grad():
         return _smoothed(raw, kernel, passes) * spacing, losses

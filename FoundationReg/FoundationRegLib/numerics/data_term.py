@@ -12,11 +12,11 @@ from torch import Tensor
 from .fields import sample_at
 from .filters import smooth
 
-# Values of a part that the CPU works on at a time; more would leave its cache.
-_PART_VALUES = 1 << 20
+# Values of a block that the CPU works on at a time; more would leave its cache.
+_BLOCK_VALUES = 1 << 20
 
 
-# A region that is explained so many times worse than the rest keeps half of its say.
+# A region that is explained so many times worse than the rest keeps half of its weight.
 _OUTLIER = 3.0
 
 
@@ -24,13 +24,13 @@ _OUTLIER = 3.0
 class FeaturePair:
     """Features (C, D, H, W) of both images on one lattice; ``weight`` is relative to the other pairs.
 
-    ``given``: the user says that they match, so they count everywhere, however badly they are explained.
+    ``guide``: the user says that they match, so they count everywhere, however badly they are explained.
     """
 
     fixed: Tensor
     moving: Tensor
     weight: float = 1.0
-    given: bool = False
+    guide: bool = False
 
 
 def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, T
     return (fixed - mean) / scale, (moving - mean) / scale
 
 
-def _places(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
+def _sampling_grid(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
     """Where the voxels of ``box`` land, as the grid (d, h, w, 3) of `sample_at`."""
     shape, moved = shift.shape[1:], shift[(slice(None), *box)]
     axes = []
@@ -55,71 +55,74 @@ def _places(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
     return torch.stack(axes[::-1], dim=-1)
 
 
-class _Way:
-    """The comparison of the first features of ``pairs`` with the second ones where a field takes them.
+class DataTerm:
+    """The squared difference of the first features of ``pairs`` and the second ones, warped by a displacement.
 
-    ``sign``: which way along the velocity that is. ``weight``: how much each voxel of the first counts; it decides
-    which parts of the lattice are looked at. ``landing``: the same where voxels land. ``every``: voxels per node.
-    ``robust``: as in `gauss_newton`.
+    ``sign``: 1 compares forward, -1 backward along the velocity. ``weight`` (D, H, W): how much each voxel of the first
+    features counts; blocks without weight are skipped. ``landing``: the same for the second ones, where voxels land.
+    ``stride``: voxels per node. ``robust``: as in `gauss_newton`.
     """
 
     def __init__(
-        self, sign: int, pairs: Sequence[FeaturePair], weight: Tensor, landing: Tensor, every: int, robust: bool = False
+        self, sign: int, pairs: Sequence[FeaturePair], weight: Tensor, landing: Tensor, stride: int, robust=False
     ):
-        self.sign, self.pairs, self.weight, self.landing, self.every = sign, pairs, weight, landing, every
+        self.sign, self.pairs, self.weight, self.landing, self.stride = sign, pairs, weight, landing, stride
         self.robust = robust
-        self.parts = _parts(weight, every, max(pair.fixed.shape[0] for pair in pairs))
+        self.blocks = _blocks(weight, stride, max(pair.fixed.shape[0] for pair in pairs))
 
     def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Curvature (6: zz zy zx yy yx xx) and pull (3) of the data term on the nodes, and its value.
+        """Curvature (6: zz zy zx yy yx xx) and negative gradient (3) of the data term on the nodes, and its value.
 
         ``shift`` (3, D, H, W) in voxels; results are per node and for displacements in nodes.
         """
-        every, shape = self.every, self.weight.shape
-        nodes = tuple(n // every for n in shape)
-        # Per pair: three rows of pull, six of curvature, and the squared residual.
+        stride, shape = self.stride, self.weight.shape
+        nodes = tuple(n // stride for n in shape)
+        # Per pair: three rows of the negative gradient, six of curvature, and the squared residual.
         terms = [self.weight.new_zeros((10, *nodes)) for _ in self.pairs]
         mass = self.weight.new_zeros(nodes)
-        for box in self.parts:
+        for box in self.blocks:
             halo = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
             inner = tuple(slice(s.start - h.start, s.stop - h.start) for s, h in zip(box, halo, strict=True))
-            places = _places(shift, halo)
-            counts = self.weight[box] * sample_at(self.landing[None], places[inner], "nearest")[0]
-            here = tuple(slice(s.start // every, s.stop // every) for s in box)
-            mass[here] = self._pooled(counts[None])[0]
+            sampling_grid = _sampling_grid(shift, halo)
+            counts = self.weight[box] * sample_at(self.landing[None], sampling_grid[inner], "nearest")[0]
+            nodes_here = tuple(slice(s.start // stride, s.stop // stride) for s in box)
+            mass[nodes_here] = self._pooled(counts[None])[0]
             for n, pair in enumerate(self.pairs):
-                fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, places)
+                fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, sampling_grid)
                 residual = (fixed - moved)[(slice(None), *inner)].contiguous()
-                slopes = _slopes(moved.add_(fixed), inner)
+                slopes = _central_differences(moved.add_(fixed), inner)
                 product = torch.mul(residual, residual)
                 square = product.sum(0)
                 rows = [torch.mul(residual, slope, out=product).sum(0) for slope in slopes]
                 rows += [torch.mul(slopes[a], slopes[b], out=product).sum(0) for a, b in _UPPER]
-                terms[n][(slice(None), *here)] = self._pooled(torch.stack([*rows, square]).mul_(counts))
-        return self._joined(terms, mass)
+                terms[n][(slice(None), *nodes_here)] = self._pooled(torch.stack([*rows, square]).mul_(counts))
+        return self._combined(terms, mass)
 
     def _pooled(self, values: Tensor) -> Tensor:
         """Means of (C, D, H, W) over the voxels of each node."""
-        return F.avg_pool3d(values[None], self.every)[0] if self.every > 1 else values
+        return F.avg_pool3d(values[None], self.stride)[0] if self.stride > 1 else values
 
-    def _joined(self, terms: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _combined(self, terms: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
         """The pairs' terms added up, each in units of its own noise; ``mass`` (d, h, w) is what each node counts."""
-        seen, given, loss = torch.zeros_like(terms[0]), torch.zeros_like(terms[0]), 0.0
+        images, guides, loss = torch.zeros_like(terms[0]), torch.zeros_like(terms[0]), 0.0
         importance = sum(pair.weight for pair in self.pairs)
         for pair, own in zip(self.pairs, terms, strict=True):
             channels, share = pair.fixed.shape[0], pair.weight / importance
             noise = (own[9].sum() / mass.sum().clamp_min(1e-6) / channels).clamp_min(1e-8)
-            (given if pair.given else seen).add_(own * (share / (channels * noise)))
+            (guides if pair.guide else images).add_(own * (share / (channels * noise)))
             loss += share * float(noise)
         if self.robust:
-            seen *= credibility(seen[9], mass * sum(pair.weight for pair in self.pairs if not pair.given) / importance)
-        rows = seen + given
+            unguided = sum(pair.weight for pair in self.pairs if not pair.guide) / importance
+            images *= outlier_weight(images[9], mass * unguided)
+        rows = images + guides
         # Slopes came as sums of both images' differences over two voxels: four times the mean's per voxel.
-        return rows[3:9] * (self.every / 4) ** 2, rows[:3] * (self.every / 4), loss
+        return rows[3:9] * (self.stride / 4) ** 2, rows[:3] * (self.stride / 4), loss
 
 
-def credibility(squares: Tensor, mass: Tensor) -> Tensor:
-    """How much of its say each node keeps, from ``squares`` (d, h, w), its residuals in units of the noise, and mass.
+def outlier_weight(squares: Tensor, mass: Tensor) -> Tensor:
+    """The share of its weight that each node keeps (d, h, w).
+
+    ``squares`` (d, h, w): residuals in units of the noise, which ``mass`` (d, h, w) voxels have contributed to.
 
     With e, the mean over a node and its neighbours, it is 1 / (1 + (e / 3)^4): noise is left alone, and a region that
     is explained some times worse than the rest is an outlier (Black and Anandan, CVIU 63, 1996), where single edges
@@ -132,7 +135,7 @@ def credibility(squares: Tensor, mass: Tensor) -> Tensor:
 _UPPER = [(a, b) for a in range(3) for b in range(a, 3)]
 
 
-def _parts(weight: Tensor, every: int, channels: int) -> list[tuple[slice, slice, slice]]:
+def _blocks(weight: Tensor, stride: int, channels: int) -> list[tuple[slice, slice, slice]]:
     """Boxes of whole nodes that hold all of ``weight`` (D, H, W): what is empty around them need not be looked at.
 
     On the CPU they are slabs that fit its cache, cut to what each holds; elsewhere one box.
@@ -141,23 +144,23 @@ def _parts(weight: Tensor, every: int, channels: int) -> list[tuple[slice, slice
     depth, height, width = weight.shape
     planes = depth
     if weight.device.type == "cpu":
-        planes = max(1, _PART_VALUES // (channels * height * width * every)) * every
-    parts = []
+        planes = max(1, _BLOCK_VALUES // (channels * height * width * stride)) * stride
+    blocks = []
     for first in range(0, depth, planes):
         part = held[first : first + planes]
         if bool(part.any()):
-            box = [_occupied(part, axis, every) for axis in range(3)]
-            parts.append((slice(box[0].start + first, box[0].stop + first), *box[1:]))
-    return parts
+            box = [_extent(part, axis, stride) for axis in range(3)]
+            blocks.append((slice(box[0].start + first, box[0].stop + first), *box[1:]))
+    return blocks
 
 
-def _occupied(mask: Tensor, axis: int, every: int) -> slice:
-    """Indices along ``axis`` between which ``mask`` (D, H, W) holds anything, out to multiples of ``every``."""
+def _extent(mask: Tensor, axis: int, stride: int) -> slice:
+    """Indices along ``axis`` between which ``mask`` (D, H, W) holds anything, out to multiples of ``stride``."""
     found = mask.movedim(axis, 0).flatten(1).any(1).nonzero()
-    return slice(int(found[0]) // every * every, -(-(int(found[-1]) + 1) // every) * every)
+    return slice(int(found[0]) // stride * stride, -(-(int(found[-1]) + 1) // stride) * stride)
 
 
-def _slopes(values: Tensor, inner: tuple[slice, slice, slice]) -> list[Tensor]:
+def _central_differences(values: Tensor, inner: tuple[slice, slice, slice]) -> list[Tensor]:
     """Differences of (C, D, H, W) between the next and the previous voxel along z, y, x, inside ``inner``.
 
     Where ``inner`` touches a face of ``values`` there is no neighbour and the slope is zero.

@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def local_normalised(image: Tensor, reach: float = 1.6) -> Tensor:
+def local_normalised(image: Tensor, sigma: float = 1.6) -> Tensor:
     """``image`` (D, H, W) minus its local mean, over its local standard deviation, as (1, D, H, W).
 
-    Local is a bell with a standard deviation of ``reach`` voxels.
+    Moments are taken under a Gaussian with a standard deviation of ``sigma`` voxels.
     """
     moments = torch.stack([image, image.square()])
-    # A wide bell is as good on blocks of voxels.
-    block = max(1, int(reach / 2.5))
+    # A wide Gaussian is as good on blocks of voxels.
+    block = max(1, int(sigma / 2.5))
     if block > 1:
         pad = [n for count in reversed(image.shape) for n in (0, -count % block)]
         moments = F.avg_pool3d(F.pad(moments[None], pad, mode="replicate"), block)[0]
     # A box of 3 voxels has the variance 2/3.
-    for _ in range(max(1, round(1.5 * (reach / block) ** 2))):
+    for _ in range(max(1, round(1.5 * (sigma / block) ** 2))):
         moments = smooth(moments)
     if block > 1:
         moments = F.interpolate(moments[None], scale_factor=block, mode="trilinear", align_corners=False)[0]
@@ -44,7 +44,7 @@ def smooth(volume: Tensor) -> Tensor:
     return volume
 
 
-def _halved(values: Tensor) -> Tensor:
+def halved(values: Tensor) -> Tensor:
     """Means over blocks of 2 nodes of (C, D, H, W); an odd border node is repeated outwards."""
     pad = [n for count in reversed(values.shape[1:]) for n in (0, count % 2)]
     if any(pad):

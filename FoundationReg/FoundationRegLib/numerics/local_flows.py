@@ -138,7 +138,7 @@ def springs(stiffness: Tensor, rest: Tensor) -> Callable[[Tensor], tuple[Tensor,
     """Springs of ``stiffness`` (D, H, W) that pull a displacement to ``rest`` (3, D, H, W), both in nodes.
 
     The answer takes the displacement and gives curvature (6, D, H, W) and pull (3, D, H, W) on the nodes, as the
-    ``guide`` of Gauss-Newton.
+    ``landmark_term`` of `gauss_newton`.
     """
     nothing = torch.zeros_like(stiffness)
     curvature = torch.stack([stiffness, nothing, nothing, stiffness, nothing, stiffness])

@@ -18,7 +18,7 @@ COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 # Candidates whose costs are smoothed at a time.
-_TOGETHER = 16
+_GROUP = 16
 
 
 def candidates(radius: tuple[int, int, int], device=None) -> Tensor:
@@ -47,10 +47,10 @@ def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, 
     share = smooth(smooth(weight)).clamp_min(1e-3)
     cost = fixed.new_empty((len(offsets), *shape))
     product = torch.empty_like(fixed)
-    for first in range(0, len(offsets), _TOGETHER):
+    for first in range(0, len(offsets), _GROUP):
         check()
-        rows = cost[first : first + _TOGETHER]
-        for row, offset in zip(rows, offsets[first : first + _TOGETHER].int().tolist(), strict=True):
+        rows = cost[first : first + _GROUP]
+        for row, offset in zip(rows, offsets[first : first + _GROUP].int().tolist(), strict=True):
             there = tuple(slice(r + o, r + o + n) for r, o, n in zip(reach, offset, shape, strict=True))
             torch.mul(fixed, padded[(slice(None), *there)], out=product)
             # |f - m|^2 without |f|^2, which is the same for all candidates of a node.
@@ -87,18 +87,20 @@ def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPL
     return field
 
 
-def filled(field: Tensor, doubt: Tensor, weight: Tensor, tolerance: float, reach: int = 6) -> Tensor:
-    """``field`` (3, D, H, W) with its doubtful nodes replaced by what surer ones around them say.
+def fill_inconsistent(
+    field: Tensor, inconsistency: Tensor, weight: Tensor, tolerance: float, passes: int = 6
+) -> Tensor:
+    """``field`` (3, D, H, W) with its inconsistent nodes replaced by a weighted mean of consistent ones around them.
 
-    ``doubt`` (D, H, W): how far a node ends from home after there and back, in any unit; nodes are half trusted where
-    it is about 0.6 ``tolerance``. ``weight`` (D, H, W): nodes that count. Neighbours speak through a bell of ``reach``
-    boxes of 3 nodes (normalised convolution: Knutsson and Westin, CVPR 1993).
+    ``inconsistency`` (D, H, W): inverse consistency error, in the unit of ``tolerance``; a node keeps half of its own
+    value where it is about 0.6 ``tolerance``. ``weight`` (D, H, W): nodes that count. The mean is taken with ``passes``
+    box filters of 3 nodes (normalised convolution: Knutsson and Westin, CVPR 1993).
     """
-    trust = (1 + (doubt / tolerance).square()).pow(-2)
-    said, heard = field * (trust * weight), trust * weight + 1e-4
-    for _ in range(reach):
-        said, heard = smooth(said), smooth(heard)
-    return trust * field + (1 - trust) * said / heard
+    confidence = (1 + (inconsistency / tolerance).square()).pow(-2)
+    values, mass = field * (confidence * weight), confidence * weight + 1e-4
+    for _ in range(passes):
+        values, mass = smooth(values), smooth(mass)
+    return confidence * field + (1 - confidence) * values / mass
 
 
 def inverse_consistent(forward: Tensor, backward: Tensor, iterations: int = 15) -> Tensor:

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .data_term import FeaturePair, _Way
+from .data_term import DataTerm, FeaturePair
 from .fields import resize
 from .filters import smooth
 from .regularisation import Regulariser
 
 
 @torch.no_grad()
-def vagueness(
+def posterior_deviation(
     pairs: Sequence[FeaturePair], displacement: Tensor, spacing: float, weight: Tensor, regulariser: Regulariser
 ) -> Tensor:
-    """How loosely the features hold each node of ``displacement`` (3, d, h, w, mm): a length in mm (d, h, w).
+    """Posterior standard deviation in mm (d, h, w) of each node of ``displacement`` (3, d, h, w, mm).
 
     The root of the trace of the inverse of the cost's curvature, shared with the neighbourhood that the regulariser
     couples, and of the regulariser itself (the Laplace approximation of the posterior's spread).
     """
     shape = pairs[0].fixed.shape[1:]
-    every = max(1, shape[0] // displacement.shape[1])
-    way = _Way(1, pairs, weight, torch.ones_like(weight), every, robust=True)
-    curvature, _, _ = way.linearised(resize(displacement, shape) / spacing)
+    stride = max(1, shape[0] // displacement.shape[1])
+    term = DataTerm(1, pairs, weight, torch.ones_like(weight), stride, robust=True)
+    curvature, _, _ = term.linearised(resize(displacement, shape) / spacing)
     zz, zy, zx, yy, yx, xx = smooth(smooth(curvature))
     zz, yy, xx = (values + regulariser.diagonal() * 0.1 for values in (zz, yy, xx))
     minors = (yy * xx - yx * yx) + (zz * xx - zx * zx) + (zz * yy - zy * zy)
     determinant = zz * (yy * xx - yx * yx) - zy * (zy * xx - yx * zx) + zx * (zy * yx - yy * zx)
-    return (minors / determinant.clamp_min(1e-12)).clamp_min(0).sqrt() * (spacing * every)
+    return (minors / determinant.clamp_min(1e-12)).clamp_min(0).sqrt() * (spacing * stride)

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from ..core.constants import METHOD
 from ..core.progress import Progress
 from ..errors import InputError
 from ..images.conversion import grid_of
@@ -24,8 +25,7 @@ from ..numerics import local_flows
 from ..numerics.data_term import FeaturePair
 from ..numerics.fields import compose, exponential, sample_at
 from ..numerics.gauss_newton import gauss_newton
-from .deformable import _regulariser
-from .pyramid import NODE_FACTOR
+from .deformable import regulariser_of
 from .workspace import Workspace
 
 TOLERANCE_MM = 0.5
@@ -220,16 +220,16 @@ class _Task:
         factors, found = self.workspace.finest_factors(), velocity
         # Right at the pairs the smooth flow through them holds against the images.
         flow = exponential(velocity, (self.spacing,) * 3) / self.spacing
-        guide = local_flows.springs(_SPRING * self.near(_HELD_MM), flow)
+        springs = local_flows.springs(_SPRING * self.near(_HELD_MM), flow)
         for n, factor in enumerate(factors):
             progress.update(n / len(factors))
             pairs, fixed_weight, moving_weight = self.features(factor)
             if not bool((fixed_weight > 0).any()):
                 continue
             found, _ = gauss_newton(
-                pairs, found, self.spacing * factor / NODE_FACTOR, fixed_weight, moving_weight, nodes=self.shape,
-                regulariser=_regulariser(self.workspace.settings, self.workspace.found.grey), iterations=_ITERATIONS,
-                tolerance=0.01, diffeomorphic=True, robust=True, guide=guide, each=lambda *_: progress.check() or False,
+                pairs, found, self.spacing * factor / METHOD.node_factor, fixed_weight, moving_weight, nodes=self.shape,
+                regulariser=regulariser_of(self.workspace.settings, self.workspace.found.grey), iterations=_ITERATIONS,
+                tolerance=0.01, diffeomorphic=True, robust=True, landmark_term=springs, on_iteration=lambda *_: progress.check() or False,
             )  # fmt: skip
         for part in (1.0, 0.5, 0.25):
             mixed = self.through(velocity + part * self.window() * (found - velocity), origin, share)
@@ -251,21 +251,21 @@ class _Task:
 
     def features(self, factor: int) -> tuple[list[FeaturePair], Tensor, Tensor]:
         """Features in the box, the moving ones seen through the registration, and what counts of both sides."""
-        finer, levels = NODE_FACTOR // factor, self.workspace.levels
+        finer, pyramid = METHOD.node_factor // factor, self.workspace.pyramid
         box = tuple(slice(part.start * finer, part.stop * finer) for part in self.box)
-        moved = local_flows.enlarged(self.workspace.found.displacement, finer, self.box) / levels.spacing(factor)
-        grid = _sampling(moved, box, levels.grid(factor).shape)
+        moved = local_flows.enlarged(self.workspace.found.displacement, finer, self.box) / pyramid.spacing(factor)
+        grid = _sampling(moved, box, pyramid.grid(factor).shape)
         whole = (slice(None), *box)
         pairs = [
             replace(pair, fixed=pair.fixed[whole].contiguous(), moving=sample_at(pair.moving, grid))
             for pair in self.workspace.features(factor)
         ]
-        moving_weight = sample_at(levels.mask("moving", factor)[None], grid, "nearest")[0]
-        return pairs, levels.mask("fixed", factor)[box].contiguous(), moving_weight
+        moving_weight = sample_at(pyramid.mask("moving", factor)[None], grid, "nearest")[0]
+        return pairs, pyramid.mask("fixed", factor)[box].contiguous(), moving_weight
 
     def disagreements(self, velocity: Tensor) -> dict[LandmarkPair, str]:
         """The new pairs around which the images agree worse than without any correction."""
-        pairs, weight, _ = self.features(NODE_FACTOR)
+        pairs, weight, _ = self.features(METHOD.node_factor)
         after = exponential(self.cut(velocity), (self.spacing,) * 3)
         costs = [self._cost(pairs, flow) * weight for flow in (torch.zeros_like(after), after)]
         notes = {}

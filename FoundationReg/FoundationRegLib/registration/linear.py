@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
+from ..core.constants import METHOD
 from ..core.progress import Progress
 from ..encoders.mind import Mind
 from ..errors import InputError
@@ -24,20 +25,6 @@ from ..images.transforms import affine_matrix, affine_transform
 from ..numerics import block_matching
 from ..numerics.block_matching import Description, Fit
 from ..numerics.mutual_information import align
-
-# Voxels of the image that the linear stages see: 3 to 4 mm for a head or a belly.
-_VOXELS = 120_000
-_SAMPLES = 40_000
-_MARGIN_MM = 12.0
-_SCALES = (0.6, 1.6)
-# What lies upright, and what mutual information found, is believed until another place matches better by this factor.
-_CLEARLY = 1.15
-# Upright images that match so well are not tried the other way round.
-_SURELY = 0.5
-# Turned images are tried on a lattice that is coarser by this factor.
-_TURNED = 1.5
-# A stage of mutual information must keep this share of the descriptors' agreement. Seen: right ones raise it.
-_FAITHFUL = 0.995
 
 
 @dataclass(frozen=True)
@@ -62,18 +49,20 @@ def prepare(
     kind: Kind | None = None,
     window: tuple[float, float] | None = None,
 ) -> Side:
-    """The coarse version of ``image`` for `initial` and `linear`.
+    """The coarse version of ``image`` for `start_transform` and `align_linearly`.
 
     ``mask`` limits the similarity to its voxels above 0; without it the body with a margin is taken. ``kind`` and
     ``window`` are those of `preprocess.scale_intensity`.
     """
     grid = grid_of(image)
-    spacing = max(float(grid.spacing.min()), float(np.cbrt(np.prod(grid.extent) / _VOXELS)))
+    spacing = max(float(grid.spacing.min()), float(np.cbrt(np.prod(grid.extent) / METHOD.linear_voxels)))
     coarse = grid.with_spacing(spacing)
     array = resample_to_grid(image, coarse)
     kind = kind or intensity_kind(image)
     body = foreground_mask(array, kind, coarse.spacing)
-    region = ndimage.distance_transform_edt(~body, coarse.spacing) <= _MARGIN_MM if not body.all() else body
+    region = (
+        ndimage.distance_transform_edt(~body, coarse.spacing) <= METHOD.linear_margin_mm if not body.all() else body
+    )
     chosen = False
     if mask is not None:
         inside = resample_to_grid(mask, coarse, interpolator="nearest", background=0) > 0
@@ -87,25 +76,25 @@ def prepare(
     return Side(grey, body, region, grid.center, middle, bool(chosen))
 
 
-def initial(
+def start_transform(
     fixed: Side | sitk.Image,
     moving: Side | sitk.Image,
     start: str = "auto",
-    given: sitk.Transform | None = None,
+    initial: sitk.Transform | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     affine: bool = True,
 ) -> sitk.Transform:
     """The transform before any optimisation.
 
-    ``given``, of any kind, is returned as it is. Otherwise ``start`` is ``none``, ``geometry`` (centres of the images
+    ``initial``, of any kind, is returned as it is. Otherwise ``start`` is ``none``, ``geometry`` (centres of the images
     meet), ``mass`` (centres of the bodies meet), ``features`` (the place and turn where MIND descriptors match best,
     and an affine map, or a rigid one without ``affine``, fitted to their matches) or ``auto``: ``none``, ``geometry``
     and ``mass`` are each tried with a quick coarse rigid registration, and the start of the most similar outcome is
     taken, unless the descriptors match clearly better where ``features`` puts them.
     """
-    if given is not None:
-        return given
+    if initial is not None:
+        return initial
     fixed, moving = _as_side(fixed), _as_side(moving)
     progress = progress or Progress()
     shifts = {
@@ -117,22 +106,22 @@ def initial(
         return sitk.TranslationTransform(3, shifts[start].tolist())
     if start not in ("auto", "features"):
         raise InputError(f"The start {start!r} is unknown; use auto, features, {', '.join(shifts)}.")
-    pair = _Described(fixed, moving)
+    pair = DescriptorPair(fixed, moving)
     if start == "features":
         fit = pair.search(progress)
         matrix = np.eye(4) if fit is None else fit.matrix
         if fit is None:
             matrix[:3, 3] = shifts["mass"]
         return affine_transform(pair.refined(matrix, affine, progress))
-    translation, outcome = _by_information(fixed, moving, list(shifts.values()), seed, progress)
+    translation, outcome = _most_informative_start(fixed, moving, list(shifts.values()), seed, progress)
     found = pair.agreement(affine_matrix(outcome))
     fit = pair.search(progress, sure=found)
-    if fit is None or fit.score < _CLEARLY * found:
+    if fit is None or fit.score < METHOD.clear_gain * found:
         return translation
     return affine_transform(pair.refined(fit.matrix, affine, progress))
 
 
-def _by_information(
+def _most_informative_start(
     fixed: Side, moving: Side, shifts: list[np.ndarray], seed: int, progress: Progress
 ) -> tuple[sitk.Transform, sitk.Transform]:
     """The shift from which a quick rigid registration gets to the most similar images, and where it gets to."""
@@ -150,7 +139,7 @@ def _by_information(
     return max(outcomes, key=lambda outcome: outcome[0])[1:]
 
 
-class _Described:
+class DescriptorPair:
     """MIND descriptors of both sides on lattices of one spacing, along the patient's axes."""
 
     def __init__(self, fixed: Side, moving: Side):
@@ -180,15 +169,15 @@ class _Described:
     def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
         """The best place; images are turned by right angles when neither it nor ``sure`` is a convincing match."""
         upright = next(iter(block_matching.search(self.fixed, self.moving, 1)), None)
-        if max(sure, upright.score if upright else 0.0) >= _SURELY:
+        if max(sure, upright.score if upright else 0.0) >= METHOD.sure_match:
             return upright
         fixed, moving = self._sides
-        still, best, bar = self._describe(fixed, coarser=_TURNED), None, 0.0
+        still, best, bar = self._describe(fixed, coarser=METHOD.turned_spacing), None, 0.0
         for turn in block_matching.right_angles():
             progress.check()
-            for fit in block_matching.search(still, self._describe(moving, turn, _TURNED), 1):
+            for fit in block_matching.search(still, self._describe(moving, turn, METHOD.turned_spacing), 1):
                 # The first is upright.
-                margin = 1.0 if best is None else _CLEARLY
+                margin = 1.0 if best is None else METHOD.clear_gain
                 if fit.score > margin * bar:
                     best, bar = turn, fit.score
         if best is None or np.allclose(best, np.eye(3)):
@@ -200,7 +189,7 @@ class _Described:
         return found if _plausible(found) else matrix
 
 
-def linear(
+def align_linearly(
     fixed: Side | sitk.Image,
     moving: Side | sitk.Image,
     start: sitk.Transform,
@@ -235,9 +224,11 @@ def linear(
     nmi = {name: _similarity(fixed, moving, transform) for name, transform in found.items()}
     better = [name for name in found if nmi[name] >= nmi["start"]]
     if len(better) > 1 and start.IsLinear():
-        pair = _Described(fixed, moving)
+        pair = DescriptorPair(fixed, moving)
         agreement = {name: pair.agreement(affine_matrix(found[name])) for name in better}
-        better = [name for name in better if name == "start" or agreement[name] >= _FAITHFUL * agreement["start"]]
+        better = [
+            name for name in better if name == "start" or agreement[name] >= METHOD.kept_agreement * agreement["start"]
+        ]
     kept = max(reversed(better), key=nmi.get)
     if kept == "start" and len(found) > 1:
         warnings.append("The linear alignment did not make the images more similar and was left out.")
@@ -277,7 +268,7 @@ def _optimise(
     random = np.random.default_rng(seed)
     values, points, volumes = [], [], []
     for n, blur in enumerate(blurs):
-        count = min(len(inside), _SAMPLES >> (len(blurs) - 1 - n))
+        count = min(len(inside), METHOD.linear_samples >> (len(blurs) - 1 - n))
         chosen = inside[random.choice(len(inside), count, replace=False)]
         values.append(ndimage.gaussian_filter(still, blur)[tuple(chosen.T)])
         points.append(grid_of(fixed.grey).points(chosen))
@@ -296,7 +287,8 @@ def _joined(start: sitk.Transform, matrix: np.ndarray) -> sitk.Transform:
 def _plausible(matrix: np.ndarray) -> bool:
     """Whether nobody's anatomy would be scaled or sheared more than that, or mirrored."""
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    return bool(_SCALES[0] < scales.min() and scales.max() < _SCALES[1] and np.linalg.det(matrix[:3, :3]) > 0)
+    low, high = METHOD.scales
+    return bool(low < scales.min() and scales.max() < high and np.linalg.det(matrix[:3, :3]) > 0)
 
 
 def _similarity(fixed: Side, moving: Side, transform: sitk.Transform) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import Cache
+from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..core.progress import Preview, Progress
 from ..encoders.loading import require
@@ -25,8 +26,8 @@ from ..settings import Settings
 from . import linear
 from .deformable import Deformation, deform
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
-from .preparation import LEAST_VOXELS, prepare_pair, working_voxels
-from .pyramid import Pair
+from .pair import Pair
+from .preparation import prepare_pair, working_voxels
 from .result import Registration, measure, unmeasured
 
 __all__ = ["Cache", "Registration", "register"]
@@ -59,8 +60,9 @@ def register(
 
     Images are paths or SimpleITK images. Labels and points measure the result; they guide it only when asked.
     ``exclude_*`` masks keep a lesion out of the similarity. ``on_found`` gets the result as soon as its transform is
-    known, before anything is measured: ``warped``, ``metrics`` and ``quality`` are still empty then. Raises `InputError` for input that cannot be used before
-    any long work starts, `OutOfMemory`, and `Cancelled` when ``progress`` says so.
+    known and before anything is measured: ``warped``, ``metrics`` and ``quality`` are still empty then. Raises
+    `InputError` for input that cannot be used before any long work starts, `OutOfMemory`, and `Cancelled` when
+    ``progress`` says so.
     """
     settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
     device = choose_device(settings.device)
@@ -148,9 +150,9 @@ def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[si
         )
     ]
     with progress.stage("start", 0.3):
-        start = linear.initial(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
+        start = linear.start_transform(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
     with progress.stage("linear", 0.7):
-        return linear.linear(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+        return linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
 
 
 def _deformed(
@@ -178,7 +180,7 @@ def _deformed(
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or settings.finest_spacing_mm or _size(pair) < 2 * LEAST_VOXELS:
+            if not is_out_of_memory(error) or settings.finest_spacing_mm or _size(pair) < 2 * METHOD.least_voxels:
                 raise
             return pair, None
 

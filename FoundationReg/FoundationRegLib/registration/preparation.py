@@ -7,6 +7,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
+from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..errors import InputError
 from ..evaluation import metrics
@@ -23,14 +24,8 @@ from ..images.preprocessing import (
 from ..images.resampling import resample_to_grid, validity
 from ..settings import Settings
 from .inputs import Inputs
-from .pyramid import Pair, lattice_multiple
-
-_MARGIN_MM = 8.0
-# MIND looks so many voxels around itself: next to a lesion it tells of the lesion.
-_DESCRIPTOR_REACH = 3
-# Peak memory: GB for the libraries and the images, and bytes per voxel of the working grid (Testing/Benchmarks).
-_BASE_GB, _VOXEL_BYTES = 0.6, 600
-LEAST_VOXELS = 200_000
+from .pair import Pair
+from .pyramid import lattice_multiple
 
 
 def working_voxels(settings: Settings, device: torch.device) -> int:
@@ -40,7 +35,7 @@ def working_voxels(settings: Settings, device: torch.device) -> int:
         memory_gb = torch.cuda.mem_get_info(device)[0] * 0.8e-9
     if not memory_gb:
         return MOST_VOXELS
-    return int(min(MOST_VOXELS, max(LEAST_VOXELS, (memory_gb - _BASE_GB) * 1e9 / _VOXEL_BYTES)))
+    return int(min(MOST_VOXELS, max(METHOD.least_voxels, (memory_gb - METHOD.base_gb) * 1e9 / METHOD.voxel_bytes)))
 
 
 def prepare_pair(
@@ -58,7 +53,7 @@ def prepare_pair(
         spacing = grid_of(getattr(inputs, side)).spacing
         bodies[side] = foreground_mask(array, kinds[side], spacing)
     spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels)
-    grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, _MARGIN_MM)
+    grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, METHOD.margin_mm)
     multiple = lattice_multiple(settings, spacing)
     extra = [-n % multiple for n in grid.shape]
     grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
@@ -84,7 +79,7 @@ def prepare_pair(
         if chosen is not None:
             mask &= chosen
         if excluded is not None and excluded.any():
-            mask &= ~_near(excluded, spacing, _DESCRIPTOR_REACH * spacing)
+            mask &= ~_near(excluded, spacing, METHOD.descriptor_voxels * spacing)
         if not mask.any():
             raise InputError(
                 f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..errors import InputError
 from ..images.conversion import grid_of
@@ -18,7 +19,6 @@ from ..images.inversion import inverse_points
 from ..numerics.data_term import standardised
 from ..numerics.local_flows import values_at
 from ..weights.catalogue import catalogue, entry
-from .pyramid import NODE_FACTOR
 from .workspace import Workspace
 
 Side = Literal["fixed", "moving"]
@@ -100,10 +100,10 @@ def correspondence(
 
 def _sides(workspace: Workspace, encoder: str) -> tuple[Tensor, Tensor]:
     """Standardised features of both images on the nodes of the field."""
-    levels = workspace.levels
+    pyramid = workspace.pyramid
     if encoder not in workspace.kept:
-        mask = levels.mask("fixed", NODE_FACTOR) > 0.5
-        made = levels.features(encoder, NODE_FACTOR)
+        mask = pyramid.mask("fixed", METHOD.node_factor) > 0.5
+        made = pyramid.features(encoder, METHOD.node_factor)
         workspace.kept[encoder] = standardised(*made, mask)
     return workspace.kept[encoder]
 
@@ -132,7 +132,7 @@ def _similarity(workspace: Workspace, encoder: str, side: Side, node: Tensor) ->
 def _body(workspace: Workspace, side: Side) -> Tensor:
     key = f"body {side}"
     if key not in workspace.kept:
-        inside = workspace.levels.mask(side, NODE_FACTOR) > 0.5
+        inside = workspace.pyramid.mask(side, METHOD.node_factor) > 0.5
         workspace.kept[key] = inside if bool(inside.any()) else torch.ones_like(inside)
     return workspace.kept[key]
 

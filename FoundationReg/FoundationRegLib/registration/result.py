@@ -17,7 +17,7 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..errors import InputError
 from ..evaluation import metrics
-from ..features.extraction import FeatureRaster, place
+from ..features.raster import FeatureRaster, resample_features
 from ..images.conversion import grid_of, image_from_array
 from ..images.inversion import inverse_points
 from ..images.resampling import resample_to_grid, warp
@@ -28,7 +28,7 @@ from . import probe
 from .correction import Corrections
 from .deformable import Deformation
 from .inputs import Inputs
-from .pyramid import Pair
+from .pair import Pair
 from .quality import describe
 from .workspace import Workspace
 
@@ -178,7 +178,7 @@ def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], p
     for encoder, sides in rasters.items():
         # Of one's own model not the whole path: names of scene nodes and their references are made of it.
         name = encoder if encoder in catalogue() else re.sub(r"[^\w.+-]+", "_", Path(encoder).name)
-        placed = [place(raster, grid)[:3].cpu().numpy() for raster in sides]
+        placed = [resample_features(raster, grid)[:3].cpu().numpy() for raster in sides]
         bodies = [
             resample_to_grid(image_from_array(body, pair.grid), grid, None, "nearest", 0) > 0
             for body in (pair.fixed_body, pair.moving_body)

@@ -10,14 +10,15 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..images.inversion import inverse_points
 from ..images.transforms import compose_field
 from ..numerics.data_term import FeaturePair
 from ..settings import Settings
-from .deformable import Deformation, _level_encoders
+from .deformable import Deformation, refining_encoders
 from .inputs import Inputs
-from .pyramid import NODE_FACTOR, _Levels
+from .pyramid import FeaturePyramid
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class Workspace:
 
     ``linear`` takes fixed points to moving ones before the deformation; ``transform`` is the whole of it, with its
     nodes on ``lattice``. ``found.displacement`` (3, d, h, w) in mm lies on ``found.grid``, whose nodes are twice as far
-    apart as the voxels of ``levels.pair.grid``. ``kept``: what a first question had to work out for the next one.
+    apart as the voxels of ``pyramid.pair.grid``. ``kept``: what a first question had to work out for the next one.
     """
 
     inputs: Inputs
@@ -39,8 +40,8 @@ class Workspace:
     _features: dict[int, list[FeaturePair]] = field(default_factory=dict)
 
     @property
-    def levels(self) -> _Levels:
-        return self.found.levels
+    def pyramid(self) -> FeaturePyramid:
+        return self.found.pyramid
 
     @property
     def spacing(self) -> float:
@@ -49,18 +50,18 @@ class Workspace:
 
     @property
     def device(self) -> torch.device:
-        return self.levels.device
+        return self.pyramid.device
 
     def features(self, factor: int) -> list[FeaturePair]:
         """What the refinement compared, on the lattice whose voxels are ``factor`` working voxels wide."""
         if factor not in self._features:
-            names = _level_encoders(self.settings)
-            self._features[factor] = self.levels.pairs(factor, names, self.found.grey)
+            names = refining_encoders(self.settings)
+            self._features[factor] = self.pyramid.pairs(factor, names, self.found.grey)
         return self._features[factor]
 
     def finest_factors(self) -> list[int]:
         """Levels for a quick look at single places: that of the nodes, then the finest, if it is finer."""
-        return sorted({NODE_FACTOR, min(NODE_FACTOR, *self.settings.levels)}, reverse=True)
+        return sorted({METHOD.node_factor, min(METHOD.node_factor, *self.settings.levels)}, reverse=True)
 
     def nodes(self, points) -> Tensor:
         """Continuous node indices (n, 3) of fixed ``points`` (n, 3) in LPS mm."""

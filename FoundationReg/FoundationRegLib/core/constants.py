@@ -1,0 +1,71 @@
+"""The working constants of the method, in one place, each with what it was measured on.
+
+They are not settings: none of them has to be chosen for a pair. "The nine cases" are four breast MR pairs with
+simulated looks and deformations, two livers, one lung, two brains and one abdomen (docs/accuracy.md names them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MethodConstants:
+    """Lengths are millimetres unless said otherwise.
+
+    Deformable stage
+        node_factor: voxels of the finest level per node of the field. Finer nodes fit noise (the nine cases).
+        grey_correlation: local correlation of grey values from which they join the refinement, and from which they
+            count fully. Two MR sequences were seen at 0.17, one sequence at 0.46 (two brains) to 0.9.
+        shading_mm: shading slower than this is taken away from bias-corrected grey values.
+        shading_ratio: unexplained variance of bias-corrected grey values over that of locally normalised ones; up to
+            the first they count in full, from the second not at all. Seen: two brains 0.16, a lung 0.22, livers 0.33
+            and 0.45, breasts under a simulated bias field 0.43.
+        membrane: (diffusion, bending) of the regulariser where bias-corrected grey values count. Seen: two brains lie
+            better under it (Dice 0.848 to 0.853) and fold less, a lung lies no worse.
+        tolerances: share by which an iteration must lower the loss, on coarse levels and on the finest, where one
+            costs most. 0.003 on the finest was 1 to 3 % more accurate on breasts and took 1 to 2 s more.
+        landmark_weight: curvature of a landmark on its nodes; a voxel's features have about 1.
+        inconsistency_mm: inverse consistency error of the search from which a node is filled in by its neighbours.
+        error_share: millimetres of error per millimetre of posterior deviation and inconsistency: four breast pairs
+            under known simulated deformations, 400 points each.
+    Linear stage
+        linear_voxels: size of the images that it sees, 3 to 4 mm for a head or an abdomen. linear_samples: points at
+            which mutual information is taken. linear_margin_mm: around the body.
+        scales: smallest and largest stretch that anatomy of two people can show.
+        clear_gain: factor by which another place must match better than the upright one. sure_match: agreement of
+            descriptors from which upright images are not tried in other orientations. turned_spacing: factor of the
+            lattice's spacing on which those are tried. kept_agreement: share of the descriptors' agreement that a
+            stage must keep. Seen on the nine cases, and on six of them turned by 12 degrees and shifted by 25 mm:
+            right stages raise it.
+    Preparation
+        margin_mm: of the working grid around the body. descriptor_voxels: radius in voxels within which MIND sees a
+            lesion. base_gb, voxel_bytes: peak memory, measured from 96 to 512 voxels cubed. least_voxels: no coarser
+            grid is taken when memory runs out.
+    """
+
+    node_factor: int = 2
+    grey_correlation: tuple[float, float] = (0.25, 0.4)
+    shading_mm: float = 30.0
+    shading_ratio: tuple[float, float] = (0.18, 0.28)
+    membrane: tuple[float, float] = (0.4, 0.05)
+    tolerances: tuple[float, float] = (0.003, 0.01)
+    landmark_weight: float = 200.0
+    inconsistency_mm: float = 3.0
+    error_share: float = 0.35
+    linear_voxels: int = 120_000
+    linear_samples: int = 40_000
+    linear_margin_mm: float = 12.0
+    scales: tuple[float, float] = (0.6, 1.6)
+    clear_gain: float = 1.15
+    sure_match: float = 0.5
+    turned_spacing: float = 1.5
+    kept_agreement: float = 0.995
+    margin_mm: float = 8.0
+    descriptor_voxels: int = 3
+    base_gb: float = 0.6
+    voxel_bytes: int = 600
+    least_voxels: int = 200_000
+
+
+METHOD = MethodConstants()

@@ -1,0 +1,84 @@
+"""Features of a pair by the foundation encoders of the settings, in bases that both images share."""
+
+from __future__ import annotations
+
+import torch
+
+from ..core.cache import Cache
+from ..core.constants import METHOD
+from ..core.grid import Grid
+from ..core.progress import Progress
+from ..encoders.base import SliceEncoder
+from ..encoders.loading import fingerprint, load_encoder
+from ..features.extraction import encode_shared, foreground_box
+from ..features.raster import FeatureRaster, lattice_positions, resample_features
+from ..settings import Settings
+from ..weights.catalogue import catalogue, entry
+from .pair import Pair
+
+RasterPair = tuple[FeatureRaster, FeatureRaster]
+
+
+def is_mind(name: str) -> bool:
+    """Whether the encoder ``name`` is MIND, which has no weights and is computed per level."""
+    return name in catalogue() and entry(name).family == "mind"
+
+
+def encoder_options(settings: Settings, device: torch.device) -> str:
+    """Everything but the images that decides what the encoders give."""
+    options = [settings.planes, settings.slice_gap_mm, settings.pca_components, str(device)]
+    options += [getattr(settings, f"encoder_{name}") for name in ("pixels", "layers", "normalisation", "precision")]
+    return str(options)
+
+
+def encode_pair(
+    pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache
+) -> tuple[dict[str, RasterPair], dict[str, str]]:
+    """Principal components of fixed and moving by foundation encoder, and the SHA256 of each encoder's weights."""
+    foundation = [name for name, _ in settings.encoders if not is_mind(name)]
+    key = (pair.encoder_key(), encoder_options(settings, device)) if foundation else ()
+    rasters, hashes = {}, {}
+    for name in foundation:
+        with progress.stage(f"encode {name}", 1 / len(foundation)):
+            rasters[name], hashes[name] = cache.get(
+                ("rasters", name, fingerprint(name), *key),
+                lambda name=name: _encode_with(name, pair, settings, device, progress, cache),
+            )
+    return rasters, hashes
+
+
+def _encode_with(
+    name: str, pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache
+) -> tuple[RasterPair, str]:
+    options = {option: getattr(settings, f"encoder_{option}") for option in ("precision", "layers", "normalisation")}
+    encoder = cache.get(
+        ("encoder", name, fingerprint(name), str(device), str(options)),
+        lambda: load_encoder(name, str(device), progress=progress, **options),
+    )
+    bodies = (pair.fixed_body, pair.moving_body)
+    planes = settings.planes if isinstance(encoder, SliceEncoder) else settings.planes[:1]
+    by_plane = []
+    for plane in planes:
+        with progress.stage(f"encode {name}", 1 / len(planes)):
+            rasters = encode_shared(
+                (pair.fixed, pair.moving), bodies, pair.grid, encoder, settings.pca_components, plane,
+                slice_gap_mm=settings.slice_gap_mm, pixels=settings.encoder_pixels, subtract_empty=True,
+                box=foreground_box(bodies, pair.grid), memory_gb=settings.memory_gb, progress=progress,
+            )  # fmt: skip
+            by_plane.append(rasters)
+    if len(by_plane) == 1:
+        return by_plane[0], encoder.weights_sha256
+    grid = _joint_grid(pair.grid)
+    fixed, moving = (_join_planes(rasters, grid, pair.grid, device) for rasters in zip(*by_plane, strict=True))
+    return (fixed, moving), encoder.weights_sha256
+
+
+def _joint_grid(grid: Grid) -> Grid:
+    factor = METHOD.node_factor * 2 if min(grid.shape) >= METHOD.node_factor * 2 else 1
+    return grid.with_spacing(grid.spacing * factor, tuple(n // factor for n in grid.shape))
+
+
+def _join_planes(rasters: tuple[FeatureRaster, ...], grid: Grid, base: Grid, device: torch.device) -> FeatureRaster:
+    """The channels of all planes side by side on ``grid``."""
+    values = torch.cat([resample_features(raster, grid, device) for raster in rasters])
+    return FeatureRaster(values.permute(1, 2, 3, 0), lattice_positions(grid, base), base)
