@@ -129,7 +129,7 @@ def test_no_file_names_a_place_on_the_developers_machine():
 def test_importing_the_package_and_asking_for_help_loads_nothing_heavy():
     code = (
         "import sys, contextlib, io\n"
-        "from FoundationRegLib import cli\n"
+        "from FoundationRegLib.app import cli\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): cli.main(['--help'])\n"
         "print([n for n in ('torch', 'SimpleITK', 'scipy', 'matplotlib', 'transformers') if n in sys.modules])"
     )

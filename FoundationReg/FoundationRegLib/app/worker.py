@@ -43,7 +43,16 @@ from ..core.grid import Grid
 from ..core.progress import Event, Preview, Progress
 from ..errors import Cancelled, Forgotten, FoundationRegError
 from ..settings import Settings
-from .exchange import load_image, load_transform, save_array, save_correction, save_found, save_image, save_measured, warped
+from .exchange import (
+    load_image,
+    load_transform,
+    save_array,
+    save_correction,
+    save_found,
+    save_image,
+    save_measured,
+    warped,
+)
 from .session import Session
 
 IMAGE_KEYS = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels")

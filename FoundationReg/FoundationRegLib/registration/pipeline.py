@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .deformable import Deformation, deform
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
-from .result import Registration, measure, unmeasured
+from .result import Registration, build_result, measure
 
 __all__ = ["Cache", "Registration", "register"]
 
@@ -58,21 +59,34 @@ def register(
 ) -> Registration:
     """Find the transform that takes fixed points to moving points.
 
-    Images are paths or SimpleITK images. Labels and points measure the result; they guide it only when asked.
-    ``exclude_*`` masks keep a lesion out of the similarity. ``on_found`` gets the result as soon as its transform is
-    known and before anything is measured: ``warped``, ``metrics`` and ``quality`` are still empty then. Raises
-    `InputError` for input that cannot be used before any long work starts, `OutOfMemory`, and `Cancelled` when
-    ``progress`` says so.
+    Args:
+        fixed, moving: paths or scalar 3-D SimpleITK images, of any grids; the result lies on the fixed one's.
+        settings: by default those of the preset ``default``.
+        initial_transform: file or transform from fixed to moving points, LPS mm, to start from.
+        fixed_mask, moving_mask: similarity counts only where they are above 0.
+        exclude_fixed, exclude_moving: what they hold above 0, such as a lesion, is kept out of the similarity.
+        fixed_labels, moving_labels: integer label images; values that both hold are compared.
+        fixed_points, moving_points: files or arrays (n, 3) in LPS mm; row n of both is the same anatomy. Labels and
+            points measure the result. They guide it only with ``guide_with_labels`` or ``guide_with_points``.
+        on_found: gets the result as soon as its transform is known and before anything is measured: ``warped``,
+            ``metrics`` and ``quality`` are still empty then.
+        progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
+
+    Raises:
+        InputError: for input that cannot be used, before any long work starts.
+        WeightsError: when weights of an encoder are missing. OutOfMemory. Cancelled: when ``progress`` says so.
     """
     settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
     device = choose_device(settings.device)
-    _check_guides(guide_with_labels and (fixed_labels, moving_labels), "labels")
-    _check_guides(guide_with_points and (fixed_points, moving_points), "points")
+    guided = (
+        _guides(guide_with_labels, fixed_labels, moving_labels, "labels"),
+        _guides(guide_with_points, fixed_points, moving_points, "points"),
+    )
     for name, _ in settings.encoders:
         require(name, settings.encoder_layers)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    try:
+    with out_of_memory_explained(device):
         with progress.stage("load", 0.03):
             inputs = read_inputs(
                 fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
@@ -81,21 +95,27 @@ def register(
             )  # fmt: skip
         with progress.stage("align", 0.12):
             key = ("linear", _content(inputs), _aligning(settings))
-            linear, facts = cache.get(key, lambda: _aligned(inputs, settings, progress))
-        if overlap_fraction(inputs.fixed, inputs.moving, linear) < _LEAST_OVERLAP:
+            transform, facts = cache.get(key, lambda: _align(inputs, settings, progress))
+        if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
-        guided = (guide_with_labels, guide_with_points)
-        pair, found, warnings = _deformed(inputs, linear, key, guided, settings, device, progress, cache)
+        pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         with progress.stage("output", 0.15):
-            made = unmeasured(inputs, linear, facts, pair, found, settings, device)
+            result = build_result(inputs, transform, facts, pair, deformation, settings, device)
             if on_found is not None:
-                on_found(made)
-            measure(made, inputs, found, settings, progress)
-        made.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
-        return made
+                on_found(result)
+            measure(result, inputs, deformation, settings, progress)
+        result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
+        return result
+
+
+@contextmanager
+def out_of_memory_explained(device: torch.device):
+    """Turns running out of memory into a sentence."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -121,10 +141,11 @@ def _content(inputs: Inputs) -> str:
     return digest.hexdigest()
 
 
-def _check_guides(sides, kind: str) -> None:
-    """Raise where ``sides``, those of fixed and moving that shall guide, are not both there."""
-    if sides and any(side is None for side in sides):
+def _guides(wanted: bool, fixed: Any, moving: Any, kind: str) -> bool:
+    """``wanted``; raises where what shall guide is not there for both images."""
+    if wanted and (fixed is None or moving is None):
         raise InputError(f"To guide with {kind}, {kind} of both images are needed.")
+    return wanted
 
 
 def _aligning(settings: Settings) -> str:
@@ -141,7 +162,7 @@ def _preparing(settings: Settings) -> str:
     return str([getattr(settings, name) for name in names])
 
 
-def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk.Transform, dict[str, Any]]:
+def _align(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk.Transform, dict[str, Any]]:
     sides = [
         linear.prepare(image, mask, None if kind == "auto" else kind, window)
         for image, mask, kind, window in (
@@ -155,7 +176,7 @@ def _aligned(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[si
         return linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
 
 
-def _deformed(
+def _deform(
     inputs: Inputs,
     linear: sitk.Transform,
     content: Hashable,

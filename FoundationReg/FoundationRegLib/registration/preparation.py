@@ -45,51 +45,55 @@ def prepare_pair(
 
     ``by_labels``, ``by_points``: the inputs have them on both sides, and they guide.
     """
-    arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
     kinds, bodies = {}, {}
+    arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
     for side, array in arrays.items():
         wanted = getattr(settings, f"{side}_intensity")
         kinds[side] = intensity_kind(array) if wanted == "auto" else wanted
-        spacing = grid_of(getattr(inputs, side)).spacing
-        bodies[side] = foreground_mask(array, kinds[side], spacing)
-    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels)
-    grid = working_grid(inputs.fixed, bodies["fixed"] if settings.body_mask else None, spacing, METHOD.margin_mm)
-    multiple = lattice_multiple(settings, spacing)
-    extra = [-n % multiple for n in grid.shape]
-    grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
-
-    def on_grid(image: sitk.Image | None, side: str) -> np.ndarray | None:
-        if image is None:
-            return None
-        through = linear if side == "moving" else None
-        return resample_to_grid(image, grid, through, "nearest", 0) > 0
-
-    made: dict[str, np.ndarray] = {}
+        bodies[side] = foreground_mask(array, kinds[side], grid_of(getattr(inputs, side)).spacing)
+    grid = _working_grid(inputs, bodies["fixed"], settings, voxels)
+    sides: dict[str, np.ndarray] = {}
     for side, array in arrays.items():
-        image = getattr(inputs, side)
-        through = linear if side == "moving" else None
+        image, through = getattr(inputs, side), linear if side == "moving" else None
         window = getattr(settings, f"{side}_window")
         scaled = image_from_array(scale_intensity(array, kinds[side], window, bodies[side]), grid_of(image))
-        made[side] = resample_to_grid(scaled, grid, through, background=0.0)
+        sides[side] = resample_to_grid(scaled, grid, through, background=0.0)
         inside = validity(image, grid, through)
-        body = on_grid(image_from_array(bodies[side], grid_of(image)), side)
-        made[f"{side}_body"] = body if settings.body_mask and body.any() else inside
-        mask = _near(made[f"{side}_body"], spacing) & inside
-        chosen, excluded = (on_grid(getattr(inputs, name), side) for name in (f"{side}_mask", f"exclude_{side}"))
-        if chosen is not None:
-            mask &= chosen
-        if excluded is not None and excluded.any():
-            mask &= ~_near(excluded, spacing, METHOD.descriptor_voxels * spacing)
-        if not mask.any():
-            raise InputError(
-                f"Nothing of the {side} image is left to compare; check the masks and the initial alignment."
-            )
-        made[f"{side}_mask"] = mask
-    if by_labels:
-        made["guides"] = _label_channels(inputs, grid, linear)
-    if by_points:
-        made["landmarks"] = _landmarks(inputs, grid, linear)
-    return Pair(grid, **made)
+        body = _mask_on(image_from_array(bodies[side], grid_of(image)), grid, through)
+        sides[f"{side}_body"] = body if settings.body_mask and body.any() else inside
+        sides[f"{side}_mask"] = _similarity_mask(inputs, side, sides[f"{side}_body"], inside, grid, through)
+    guides = _label_channels(inputs, grid, linear) if by_labels else None
+    landmarks = _landmarks(inputs, grid, linear) if by_points else None
+    return Pair(grid, **sides, guides=guides, landmarks=landmarks)
+
+
+def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: int) -> Grid:
+    """The isotropic grid over the fixed body, padded to what the lattices of the levels need."""
+    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels)
+    grid = working_grid(inputs.fixed, body if settings.body_mask else None, spacing, METHOD.margin_mm)
+    multiple = lattice_multiple(settings, spacing)
+    extra = [-n % multiple for n in grid.shape]
+    return grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
+
+
+def _mask_on(image: sitk.Image, grid: Grid, transform: sitk.Transform | None) -> np.ndarray:
+    return resample_to_grid(image, grid, transform, "nearest", 0) > 0
+
+
+def _similarity_mask(
+    inputs: Inputs, side: str, body: np.ndarray, inside: np.ndarray, grid: Grid, transform: sitk.Transform | None
+) -> np.ndarray:
+    """Where similarity counts on ``grid``: around the body, inside of the user's mask and away from exclusions."""
+    spacing = float(grid.spacing[0])
+    mask = _near(body, spacing) & inside
+    wanted, excluded = (getattr(inputs, name) for name in (f"{side}_mask", f"exclude_{side}"))
+    if wanted is not None:
+        mask &= _mask_on(wanted, grid, transform)
+    if excluded is not None and (lesion := _mask_on(excluded, grid, transform)).any():
+        mask &= ~_near(lesion, spacing, METHOD.descriptor_voxels * spacing)
+    if not mask.any():
+        raise InputError(f"Nothing of the {side} image is left to compare; check the masks and the initial alignment.")
+    return mask
 
 
 def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray:

@@ -61,7 +61,11 @@ def encoders(workspace: Workspace) -> list[str]:
 
 
 def correspondence(
-    workspace: Workspace, point, encoder: str | None = None, side: Side = "fixed", transform: sitk.Transform | None = None
+    workspace: Workspace,
+    point,
+    encoder: str | None = None,
+    side: Side = "fixed",
+    transform: sitk.Transform | None = None,
 ) -> Correspondence:
     """Where ``encoder`` (by default the run's first) sees ``point`` of the image ``side`` in the other image.
 

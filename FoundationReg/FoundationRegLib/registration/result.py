@@ -1,4 +1,4 @@
-"""What a registration found: `Registration`, and how it is put together."""
+"""The result of a registration, and how it is put together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .workspace import Workspace
 
 @dataclass
 class Registration:
-    """What a registration found. Images are SimpleITK images in the fixed geometry; points are LPS mm.
+    """The result of a registration. Images are SimpleITK images in the fixed geometry; points are LPS mm.
 
     ``transform`` maps fixed points to moving points: one displacement field over the whole fixed image, with every
     stage and the initial transform composed. ``linear`` is the part before the deformation.
@@ -97,26 +97,66 @@ class Registration:
         return metrics.jacobian(self.transform, self.fixed)
 
 
-def unmeasured(
+def build_result(
     inputs: Inputs,
     linear: sitk.Transform,
     facts: dict[str, Any],
     pair: Pair,
-    found: Deformation,
+    deformation: Deformation,
     settings: Settings,
     device: torch.device,
 ) -> Registration:
-    """The result as soon as the transform is known: without ``warped``, ``metrics`` and ``quality``."""
+    """The result as soon as the transform is known: without ``warped``, ``metrics`` and ``quality``.
+
+    ``facts``: of the linear stage.
+    """
     # A start that bends is kept in full detail.
-    lattice = _lattice(inputs.fixed, found.grid) if linear.IsLinear() else None
-    transform = compose_field(linear, found.displacement, found.grid, inputs.fixed, lattice)
-    uncertainty = None
-    if found.uncertainty is not None:
-        mapped = found.uncertainty.cpu().numpy().astype(np.float32)
-        identity = sitk.Transform(3, sitk.sitkIdentity)
-        uncertainty = warp(image_from_array(mapped, found.grid), identity, inputs.fixed, background=float(mapped.max()))
+    lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
+    transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
     warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
-    record = {
+    record = _record(settings, device, deformation, pair) | {"linear": facts.get("kept", "start"), "warnings": warnings}
+    pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
+    return Registration(
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
+        record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
+        uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings,
+        workspace=Workspace(inputs, linear, settings, deformation, transform, lattice),
+    )  # fmt: skip
+
+
+def measure(
+    result: Registration, inputs: Inputs, deformation: Deformation, settings: Settings, progress: Progress
+) -> None:
+    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`."""
+    if result.warped is None:
+        result.warped = warp(inputs.moving, result.transform, inputs.fixed)
+    progress.update(0.2)
+    scores = _scores(inputs, result.linear, result.transform, progress)
+    if inputs.moving_labels is not None:
+        result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
+    result.metrics, result.quality = scores, describe(scores, deformation, settings)
+
+
+def _scores(
+    inputs: Inputs, linear: sitk.Transform, transform: sitk.Transform, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Metrics before, after the linear stage and after all."""
+    references = {
+        name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+    }
+    similarity = metrics.Similarity(inputs.fixed, inputs.moving, inputs.fixed_mask)
+    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    candidates = {"before": before, "linear": linear, "after": transform}
+    scores = {}
+    for n, (name, candidate) in enumerate(candidates.items(), 1):
+        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, similarity=similarity, **references)
+        progress.update(0.2 + 0.8 * n / len(candidates))
+    return scores
+
+
+def _record(settings: Settings, device: torch.device, deformation: Deformation, pair: Pair) -> dict[str, Any]:
+    """What somebody needs to repeat the registration."""
+    return {
         "foundationreg": __version__,
         "settings": settings.to_dict(),
         "seed": settings.seed,
@@ -127,39 +167,19 @@ def unmeasured(
             "numpy": np.__version__,
             "SimpleITK": sitk.Version.VersionString(),
         },
-        "weights_sha256": found.weights,
-        "grey_weights": [round(share, 3) for share in found.grey],
-        "linear": facts.get("kept", "start"),
+        "weights_sha256": deformation.weights,
+        "grey_weights": [round(share, 3) for share in deformation.grey],
         "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},
-        "warnings": warnings,
     }
-    pictures, picture_grid = _feature_pictures(found.rasters, pair)
-    return Registration(
-        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
-        record=record, quality="", loss=found.losses, features=pictures, feature_grid=picture_grid,
-        uncertainty=uncertainty, warnings=warnings,
-        workspace=Workspace(inputs, linear, settings, found, transform, lattice),
-    )  # fmt: skip
 
 
-def measure(result: Registration, inputs: Inputs, found: Deformation, settings: Settings, progress: Progress) -> None:
-    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`."""
-    if result.warped is None:
-        result.warped = warp(inputs.moving, result.transform, inputs.fixed)
-    progress.update(0.2)
-    measured = {
-        name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
-    }
-    similarity = metrics.Similarity(inputs.fixed, inputs.moving, inputs.fixed_mask)
-    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
-    candidates = {"before": before, "linear": result.linear, "after": result.transform}
-    scores = {}
-    for n, (name, candidate) in enumerate(candidates.items(), 1):
-        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, similarity=similarity, **measured)
-        progress.update(0.2 + 0.8 * n / len(candidates))
-    if inputs.moving_labels is not None:
-        result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
-    result.metrics, result.quality = scores, describe(scores, found, settings)
+def _uncertainty_image(deformation: Deformation, fixed: sitk.Image) -> sitk.Image | None:
+    """The expected error in mm on the fixed image's voxels; its largest value outside the working grid."""
+    if deformation.uncertainty is None:
+        return None
+    values = deformation.uncertainty.cpu().numpy().astype(np.float32)
+    image = image_from_array(values, deformation.grid)
+    return warp(image, sitk.Transform(3, sitk.sitkIdentity), fixed, background=float(values.max()))
 
 
 def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .process import WorkerProcess
-
-if TYPE_CHECKING:
-    from .job import RegistrationJob
 
 
 class Channel:
@@ -17,7 +14,8 @@ class Channel:
     def __init__(self, process: WorkerProcess | None = None):
         self.process = process or WorkerProcess()
         self._handlers: dict[int, Callable[[dict], None]] = {}
-        self.job: RegistrationJob | None = None
+        # The `RegistrationJob` that runs, of which there is one at a time.
+        self.job: Any = None
         self.wake: Callable[[], None] = lambda: None
 
     @property

@@ -261,7 +261,9 @@ class RegistrationJob:
         owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
         owner.SetNodeReferenceID(results.ROLE + "moving", request.moving.GetID())
         if volume is not None:
-            results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving, request.volume.get("type"))
+            results.set_warped_volume(
+                volume, *arrays["warped"], request.fixed, request.moving, request.volume.get("type")
+            )
         if transform is not None and volume is not None:
             transform.SetNodeReferenceID(results.ROLE + "warped", volume.GetID())
         self._fill_extras(answer, owner, name, arrays, features, event.get("loss") or {})

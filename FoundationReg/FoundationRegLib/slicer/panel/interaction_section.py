@@ -151,7 +151,9 @@ class InteractionSection:
         elif ready:
             ui.memoryLabel.text = _("The features of the last run are in memory.")
         else:
-            ui.memoryLabel.text = _("The features of this result are no longer in memory. Encode again to ask or correct.")
+            ui.memoryLabel.text = _(
+                "The features of this result are no longer in memory. Encode again to ask or correct."
+            )
         ui.encodeAgainButton.visible = self.transform is not None and not ready
         for widget in (ui.probeButton, ui.addPairButton, ui.pinButton):
             widget.enabled = ready

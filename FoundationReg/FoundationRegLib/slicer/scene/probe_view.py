@@ -173,6 +173,8 @@ class ProbeView:
 def similarity_colors() -> np.ndarray:
     """RGBA (256, 4) from dark blue over magenta to yellow: 0 to 1."""
     values = np.linspace(0, 1, 256)
-    stops = np.array([[0.05, 0.03, 0.30], [0.45, 0.05, 0.60], [0.85, 0.25, 0.45], [0.98, 0.60, 0.15], [0.98, 0.98, 0.45]])
+    stops = np.array(
+        [[0.05, 0.03, 0.30], [0.45, 0.05, 0.60], [0.85, 0.25, 0.45], [0.98, 0.60, 0.15], [0.98, 0.98, 0.45]]
+    )
     rgb = np.stack([np.interp(values, np.linspace(0, 1, len(stops)), stops[:, c]) for c in range(3)], -1)
     return np.hstack([rgb, np.ones((256, 1))])

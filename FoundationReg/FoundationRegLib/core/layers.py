@@ -1,0 +1,40 @@
+"""Which package may import which: the rule that keeps the data flow readable. test_layers.py reads every import.
+
+``settings`` and ``errors`` stand for the modules of these names; ``errors`` is open to all.
+"""
+
+from __future__ import annotations
+
+# Package: the packages that it may import besides itself.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "core": (),
+    "settings": ("core",),
+    "images": ("core",),
+    "numerics": ("core",),
+    "weights": ("core",),
+    "encoders": ("core", "weights"),
+    "features": ("core", "numerics", "encoders"),
+    "evaluation": ("core", "images", "numerics"),
+    "registration": ("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+    "reporting": ("core", "images", "evaluation", "registration"),
+    "app": (
+        *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+        *("registration", "reporting"),
+    ),
+    "slicer.scene": ("core",),
+    "slicer.client": ("core", "slicer.scene"),
+    "slicer.panel": ("core", "settings", "weights", "evaluation", "slicer.scene", "slicer.client"),
+}
+
+# Imports inside a function that the table does not allow, (module, imported module): each for the reason given.
+LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("weights.store", "encoders.loading"): "a file is taken in only after the network has been built from it",
+}
+
+# Packages of others, and where they may be imported at file scope; None of the names: nowhere at file scope.
+SIMPLEITK = ("images", "evaluation", "registration", "reporting", "app")
+NO_TORCH_AT_FILE_SCOPE = ("core", "settings", "errors", "weights", "slicer")
+TORCH_AT_FILE_SCOPE = ("weights.checkpoints",)
+RICH = ("app",)
+SLICER = ("slicer",)
