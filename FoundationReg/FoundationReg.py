@@ -208,8 +208,13 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
+        interactionWidget = slicer.util.loadUI(self.resourcePath("UI/Interaction.ui"))
+        below = uiWidget.layout().indexOf(self.ui.reviewCollapsibleButton) + 1
+        uiWidget.layout().insertWidget(below, interactionWidget)
+        interactionWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = FoundationRegLogic()
-        self.panel = Panel(self.ui, self.logic)
+        self.interactionUi = slicer.util.childWidgetVariables(interactionWidget)
+        self.panel = Panel(self.ui, self.interactionUi, self.logic)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)

@@ -379,7 +379,7 @@ class InteractionSection:
         else:
             self._show(event)
             doubtful = sum(bool(note) for _miss, note in self._fits)
-            text = _("Corrected; {count} pairs are marked as doubtful.") if doubtful else _("Corrected.")
+            text = _("Corrected; doubtful pairs: {count}, see the notes.") if doubtful else _("Corrected.")
             self._say(text.format(count=doubtful))
             self._measure.start()
         self._good = None

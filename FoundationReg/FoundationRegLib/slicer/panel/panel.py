@@ -10,9 +10,12 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import Cancelled, FoundationRegError
+from ..client.session import Session
+from ..scene import results
 from . import dependencies, parameters
 from .encoders_section import ModelsPanel
 from .presets_section import PresetPanel
+from .interaction_section import InteractionSection
 from .review_section import ReviewPanel
 from .wording import device_text, stage_title, time_left
 
@@ -22,7 +25,7 @@ REOPTIMIZE_DELAY_MS = 500
 class Panel:
     """Drives the widgets ``ui`` of the module with ``logic`` (a FoundationRegLogic)."""
 
-    def __init__(self, ui, logic):
+    def __init__(self, ui, interactionUi, logic):
         self.ui, self._logic = ui, logic
         self._parameters = None
         self._job = None
@@ -34,6 +37,9 @@ class Panel:
         self.review = ReviewPanel(ui)
         self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
         self.presets = PresetPanel(ui)
+        self.interaction = InteractionSection(
+            interactionUi, self.say, self.run, self._transformChanged, self._takeMeasures
+        )
         self._delay = qt.QTimer()
         self._delay.setSingleShot(True)
         self._delay.setInterval(REOPTIMIZE_DELAY_MS)
@@ -59,6 +65,7 @@ class Panel:
         self.presets.setParameters(node)
         self.review.setParameters(node)
         self.models.setParameters(node)
+        self.interaction.setParameters(node)
         if node is not None:
             self._showCarried()
             self.update()
@@ -91,6 +98,7 @@ class Panel:
             self.models.update()
             self.updateApply()
             self.review.update()
+            self.interaction.followParameters()
         finally:
             self._updating = False
         if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
@@ -189,6 +197,8 @@ class Panel:
             self.log(event.get("message", ""))
         elif kind == "progress":
             self._showProgress(event)
+        elif kind == "found":
+            self._takeFound(self._job.result)
         elif kind in ("done", "failed", "cancelled"):
             self._finished(event)
 
@@ -211,15 +221,14 @@ class Panel:
             self.say(_("Cancelled; everything is as it was."))
         else:
             self.log(event.get("details", ""))
+            self.interaction.update()
             self._fail(job.error if job is not None else FoundationRegError(event["message"]))
         if again and self._parameters is not None and event["event"] != "failed":
             qt.QTimer.singleShot(0, self.run)
 
-    def _takeResult(self, result) -> None:
+    def _takeFound(self, result) -> None:
+        """The transform is in the scene; what is measured follows."""
         node = self._parameters
-        for warning in result.warnings:
-            self.log(_("Warning: {text}").format(text=warning))
-        self.say(_("Done in {seconds:.0f} s.").format(seconds=result.seconds))
         if node is None:
             return
         first = self.review.review is None
@@ -227,10 +236,36 @@ class Panel:
             node.outputTransform = result.transformNode
         if result.volumeNode is not None:
             node.outputVolume = result.volumeNode
+        owner = result.transformNode or result.volumeNode
         self.ui.reviewCollapsibleButton.collapsed = False
-        self.review.setOwner(result.transformNode or result.volumeNode, show=True, fit=first)
+        self.review.setOwner(owner, show=True, fit=first)
+        session = None
+        if result.run is not None and result.transformNode is not None:
+            session = Session(self._logic.channel, result.run, node.fixedVolume, node.movingVolume)
+        self.interaction.setResult(session, owner)
+
+    def _takeResult(self, result) -> None:
+        for warning in result.warnings:
+            self.log(_("Warning: {text}").format(text=warning))
+        self.say(_("Done in {seconds:.0f} s.").format(seconds=result.seconds))
+        if self._parameters is None:
+            return
+        self.review.showMeasures()
+        self.interaction.update()
         if result.warnings:
             self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
+
+    def _transformChanged(self) -> None:
+        """A correction changed the transform: show what is made from it anew."""
+        self.review.refresh()
+
+    def _takeMeasures(self, event: dict) -> None:
+        """The transform was measured again after corrections."""
+        review = self.review.review
+        if review is None:
+            return
+        results.update_measures(review.owner, event.get("metrics") or {}, event.get("quality", ""))
+        self.review.showMeasures()
 
     def _fail(self, error: Exception) -> None:
         self.say(str(error))
@@ -351,10 +386,12 @@ class Panel:
     def suspend(self) -> None:
         """The module is left, or the scene is about to be saved."""
         self.review.suspend()
+        self.interaction.leave()
 
     def close(self) -> None:
         """The widget goes away: end the worker and let go of the scene."""
         self._delay.stop()
         self._parameters = None
         self.review.setParameters(None)
+        self.interaction.setParameters(None)
         self._logic.channel.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import slicer
 import vtk
@@ -13,6 +15,7 @@ from . import nodes
 
 ROLE = "FoundationReg."
 INITIAL_ROLE = ROLE + "initialTransform"
+NAMES_ATTRIBUTE = ROLE + "labelNames"
 ENCODERS_ATTRIBUTE = ROLE + "encoders"
 JACOBIAN_RANGE = (-0.5, 2.5)  # values with a color of their own
 METRIC_TITLES = {
@@ -256,11 +259,20 @@ def set_table(node, columns: dict[str, list]) -> None:
 
 def set_metrics(owner, metrics: dict[str, dict], names: dict[int, str], name: str):
     """The table of ``metrics`` before and after that ``owner`` refers to."""
+    names = {int(value): text for value, text in names.items()}
+    owner.SetAttribute(NAMES_ATTRIBUTE, json.dumps(names))
     table = owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
     rows = metric_rows(metrics, names)
     titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
     set_table(table, {"Metric": list(titles), "Before": list(before), "After": list(after)})
     return table
+
+
+def update_measures(owner, metrics: dict[str, dict], quality: str) -> None:
+    """Say of ``owner`` what was measured after its transform was corrected. Rows by label keep their names."""
+    owner.SetAttribute(ROLE + "quality", quality)
+    owner.SetAttribute(ROLE + "folded", str((metrics.get("after") or {}).get("folded_percent") or 0.0))
+    set_metrics(owner, metrics, json.loads(owner.GetAttribute(NAMES_ATTRIBUTE) or "{}"), owner.GetName())
 
 
 def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
