@@ -13,6 +13,7 @@ from ..client.session import Session
 from ..scene import results
 from ..scene.landmark_pairs import LandmarkPairs, PairState, follow, make_list
 from ..scene.probe_view import ProbeView
+from ..scene.review import find_owner
 from .placing import PointPlacer
 
 MEASURE_DELAY_MS = 1500
@@ -80,11 +81,19 @@ class InteractionSection:
         """Follow another parameter node; None lets go of the scene."""
         self.leave()
         self._parameters = parameters
-        if parameters is None:
-            self.session = self._owner = None
+        self._findOwner()
         self._past, self._future = [], []
         self._follow()
         self.update()
+
+    def _findOwner(self) -> bool:
+        """Look for the result that the parameters name; whether it is another one than before."""
+        node = self._parameters
+        owner = find_owner(node.outputTransform, node.outputVolume) if node is not None else None
+        if owner is self._owner:
+            return False
+        self._owner, self.session = owner, None
+        return True
 
     def setResult(self, session: Session | None, owner) -> None:
         """A run put its transform into ``owner``; ``session`` asks the worker about it. Pairs are obeyed again."""
@@ -105,7 +114,10 @@ class InteractionSection:
     @property
     def ready(self) -> bool:
         """Whether the worker still has what corrections need."""
-        return self.session is not None and self.session.alive and self.transform is not None
+        node, session = self._parameters, self.session
+        if session is None or node is None or not session.alive or self.transform is None:
+            return False
+        return session.fixed is node.fixedVolume and session.moving is node.movingVolume
 
     def leave(self) -> None:
         """Stop placing and probing; the views are as before."""
@@ -141,6 +153,7 @@ class InteractionSection:
         ours = (self.pairs.fixed_list, self.pairs.moving_list) if self.pairs is not None else (None, None)
         if lists != ours:
             self._follow()
+        if self._findOwner() or lists != ours:
             self.update()
 
     def update(self) -> None:
