@@ -17,6 +17,8 @@ from .fields import exponential, sample_at
 
 # Share of a landmark's own kernel that is added to the diagonal: two landmarks at one place stay solvable.
 _RIDGE = 0.02
+# An iteration that leaves more of the largest miss than this is the last: the ways contradict each other.
+_STALLED = 0.95
 
 
 def values_at(field: Tensor, places: Tensor) -> Tensor:
@@ -96,9 +98,10 @@ def through_landmarks(
         current = velocity + torch.einsum("nc,nzyx->czyx", strengths, bumps)
         missing = wanted - values_at(displacement(current), starts)
         misses = missing.norm(dim=1)
+        stalled = least is not None and misses.max() > _STALLED * least.max()
         if least is None or misses.max() < least.max():
             best, least = current, misses
-        if misses.max() <= tolerance:
+        if misses.max() <= tolerance or stalled:
             break
         strengths = (strengths + torch.linalg.solve(system, missing)).clamp(-limit, limit)
     return best, least
