@@ -30,6 +30,7 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
     for _name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
         del sys.modules[_name]
 
+from FoundationRegLib.settings import Settings
 from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
 #
@@ -109,13 +110,17 @@ def loadPhantomPair(source=None) -> list:
 #
 
 
+DEFAULTS = Settings()
 LabelNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
 MaskNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLScalarVolumeNode | None
 
 
 @parameterNodeWrapper
 class FoundationRegParameterNode:
-    """All choices of the panel; they are saved with the scene. Lengths are millimeters."""
+    """All choices of the panel; they are saved with the scene. Lengths are millimeters.
+
+    What is a setting starts from its default, until a preset is applied.
+    """
 
     initialized: bool = False  # whether the values of the preset were taken over
     fixedVolume: vtkMRMLScalarVolumeNode
@@ -123,7 +128,7 @@ class FoundationRegParameterNode:
     preset: str = "default"
     encoder: str = ""
     combineMind: bool = True
-    smoothness: Annotated[float, WithinRange(0.1, 10)] = 1.0
+    smoothness: Annotated[float, WithinRange(0.1, 10)] = DEFAULTS.smoothness
 
     makeTransform: bool = True
     outputTransform: vtkMRMLTransformNode
@@ -147,28 +152,28 @@ class FoundationRegParameterNode:
 
     fixedIntensity: Intensity = Intensity.AUTO
     movingIntensity: Intensity = Intensity.AUTO
-    bodyMask: bool = True
+    bodyMask: bool = DEFAULTS.body_mask
     start: Start = Start.AUTO
-    rigid: bool = True
-    affine: bool = True
+    rigid: bool = DEFAULTS.rigid
+    affine: bool = DEFAULTS.affine
     axial: bool = True
     coronal: bool = False
     sagittal: bool = False
-    sliceGap: Annotated[float, WithinRange(0.5, 50)] = 10.0
-    encoderPixels: Annotated[int, WithinRange(0, 2048)] = 0
+    sliceGap: Annotated[float, WithinRange(0.5, 50)] = DEFAULTS.slice_gap_mm
+    encoderPixels: Annotated[int, WithinRange(0, 2048)] = DEFAULTS.encoder_pixels
     encoderLayers: str = ""
-    encoderNormalization: Annotated[str, Choice(["trained", "study"])] = "trained"
-    encoderPrecision: Annotated[str, Choice(["auto", "float32", "bfloat16", "float16"])] = "auto"
-    pcaComponents: Annotated[int, WithinRange(1, 256)] = 12
-    searchRange: Annotated[float, WithinRange(0, 200)] = 30.0
-    searchSpacing: Annotated[float, WithinRange(1, 50)] = 6.0
-    finestSpacing: Annotated[float, WithinRange(0, 20)] = 0.0
-    iterations: Annotated[int, WithinRange(0, 2000)] = 80
-    diffeomorphic: bool = False
-    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
-    memory: Annotated[float, WithinRange(0, 512)] = 0.0
-    threads: Annotated[int, WithinRange(0, 256)] = 0
-    seed: Annotated[int, WithinRange(0, 999999)] = 0
+    encoderNormalization: Annotated[str, Choice(["trained", "study"])] = DEFAULTS.encoder_normalisation
+    encoderPrecision: Annotated[str, Choice(["auto", "float32", "bfloat16", "float16"])] = DEFAULTS.encoder_precision
+    pcaComponents: Annotated[int, WithinRange(1, 256)] = DEFAULTS.pca_components
+    searchRange: Annotated[float, WithinRange(0, 200)] = DEFAULTS.search_range_mm
+    searchSpacing: Annotated[float, WithinRange(1, 50)] = DEFAULTS.search_spacing_mm
+    finestSpacing: Annotated[float, WithinRange(0, 20)] = DEFAULTS.finest_spacing_mm
+    iterations: Annotated[int, WithinRange(0, 2000)] = DEFAULTS.iterations
+    diffeomorphic: bool = DEFAULTS.diffeomorphic
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = DEFAULTS.device
+    memory: Annotated[float, WithinRange(0, 512)] = DEFAULTS.memory_gb
+    threads: Annotated[int, WithinRange(0, 256)] = DEFAULTS.threads
+    seed: Annotated[int, WithinRange(0, 999999)] = DEFAULTS.seed
     livePreview: bool = True
 
     reoptimize: bool = True

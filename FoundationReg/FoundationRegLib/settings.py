@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from .core.anatomy import PLANE_NAMES, PlaneName
 from .core.resources import resource_path
 from .errors import InputError
 
@@ -16,8 +17,6 @@ PRESETS_FOLDER = resource_path("Presets")
 
 # Settings that had another name, which presets and saved scenes may still hold.
 _FORMER_NAMES = {"grey_reach": "grey_sigma", "grey_wide": "bias_corrected_weight"}
-
-Plane = Literal["axial", "coronal", "sagittal"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Settings:
     rigid: bool = True
     affine: bool = True
     encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.15), ("mind", 1.0))
-    planes: tuple[Plane, ...] = ("axial",)
+    planes: tuple[PlaneName, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0
     encoder_layers: tuple[int, ...] = ()
@@ -176,7 +175,7 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
             return tuple(_encoder(part) for part in (value.split(",") if isinstance(value, str) else value))
         if key == "planes":
             value = tuple(p.strip() for p in value.split(",")) if isinstance(value, str) else tuple(value)
-            if not value or not set(value) <= set(get_args(Plane)):
+            if not value or not set(value) <= set(PLANE_NAMES):
                 raise ValueError
             return value
         if key == "levels":

@@ -13,7 +13,7 @@ from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled
 from FoundationRegLib.numerics.fields import resize, warp
-from FoundationRegLib.registration import deformable, pyramid
+from FoundationRegLib.registration import deformable, encoding, pyramid
 from FoundationRegLib.registration.deformable import deform
 from FoundationRegLib.registration.pair import Pair
 from FoundationRegLib.settings import Settings
@@ -64,9 +64,9 @@ class FakeEncoder:
 @pytest.fixture
 def fake(monkeypatch):
     """Stands in for medsam-lite, whose weights a computer may lack."""
-    encoder, real = FakeEncoder(), pyramid.load_encoder
+    encoder, real = FakeEncoder(), encoding.load_encoder
     monkeypatch.setattr(
-        pyramid, "load_encoder", lambda id, *a, **k: encoder if id == "medsam-lite" else real(id, *a, **k)
+        encoding, "load_encoder", lambda id, *a, **k: encoder if id == "medsam-lite" else real(id, *a, **k)
     )
     return encoder
 

@@ -309,7 +309,7 @@ def test_images_are_written_whole_or_not_at_all(tmp_path):
 WRITE_ON_A_FULL_DISK = """
 import resource, signal, sys
 import numpy as np, SimpleITK as sitk
-from FoundationRegLib import image
+from FoundationRegLib.images import writing
 from FoundationRegLib.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -1,5 +1,6 @@
 """`register` from images to result: known motions in mm, what comes with a result, and everything that stops it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
 from FoundationRegLib.images import conversion, transforms
-from FoundationRegLib.registration import pipeline, preparation, pyramid
+from FoundationRegLib.registration import encoding, pipeline, preparation
 from FoundationRegLib.registration.deformable import deform
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.settings import Settings
@@ -310,8 +311,8 @@ def test_same_seed_gives_the_same_bits(shifted_pair):
 
 def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeypatch):
     encoder, cache = FakeEncoder(), Cache()
-    real = pyramid.load_encoder
-    monkeypatch.setattr(pyramid, "load_encoder", lambda i, *a, **k: encoder if i != "mind" else real(i, *a, **k))
+    real = encoding.load_encoder
+    monkeypatch.setattr(encoding, "load_encoder", lambda i, *a, **k: encoder if i != "mind" else real(i, *a, **k))
     settings = MIND.replace(encoders="medsam-lite,mind")
     first = register(*shifted_pair, settings, cache=cache)
     assert first.features["medsam-lite"]["fixed"].dtype == np.uint8 and first.feature_grid is not None
@@ -485,7 +486,7 @@ def test_too_little_memory_takes_a_coarser_grid_and_says_so(shifted_pair, monkey
         return deform(pair, *arguments)
 
     monkeypatch.setattr(pipeline, "deform", short)
-    monkeypatch.setattr(pipeline, "LEAST_VOXELS", 100)
+    monkeypatch.setattr(pipeline, "METHOD", dataclasses.replace(pipeline.METHOD, least_voxels=100))
     found = register(*shifted_pair, NOTHING.replace(finest_spacing_mm=0.0))
     assert len(sizes) == 3 and sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
     assert found.record["working_grid"]["spacing_mm"] > 1.4 * min(shifted_pair[0].GetSpacing())

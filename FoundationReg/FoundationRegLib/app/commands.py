@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..core.formats import WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES
 from ..errors import InputError, WeightsError
 
-IMAGE_OUTPUTS = (".nii.gz", ".nii", ".nrrd", ".mha")
-TRANSFORM_OUTPUTS = (".h5", ".hdf5", ".tfm", ".txt", *IMAGE_OUTPUTS)
+TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
 POINT_FILES = (".csv", ".fcsv", ".json")
 OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 GUIDES = (
@@ -30,7 +30,7 @@ def register(args: argparse.Namespace) -> None:
     if not (args.output or any(single_files.values())):
         raise InputError("Say where the result goes: --output DIR, --transform FILE or --warped FILE.")
     for what, file in single_files.items():
-        require_suffix(what, file, IMAGE_OUTPUTS if what == "warped image" else TRANSFORM_OUTPUTS)
+        require_suffix(what, file, WRITABLE_IMAGE_SUFFIXES if what == "warped image" else TRANSFORM_OUTPUTS)
     for what in ("labels", "points"):
         if getattr(args, f"guide_with_{what}") and not getattr(args, f"fixed_{what}"):
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
@@ -186,7 +186,7 @@ def plain(value: Any) -> Any:
 
 def apply(args: argparse.Namespace) -> None:
     points = args.input.lower().endswith(POINT_FILES)
-    require_suffix("result", args.output, POINT_FILES if points else IMAGE_OUTPUTS)
+    require_suffix("result", args.output, POINT_FILES if points else WRITABLE_IMAGE_SUFFIXES)
     if points and args.labels:
         raise InputError("--labels is for images, and the input holds points.")
     if not points and not args.reference:

@@ -22,10 +22,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
         *("registration", "reporting"),
     ),
-    "slicer.scene": ("core",),
-    "slicer.client": ("core", "slicer.scene"),
+    "slicer.scene": ("core", "evaluation"),
+    "slicer.client": ("core", "evaluation", "slicer.scene"),
     "slicer.panel": ("core", "settings", "weights", "evaluation", "slicer.scene", "slicer.client"),
 }
+
+# (package, imported package): the only modules of it that may be imported.
+ONLY: dict[tuple[str, str], tuple[str, ...]] = {("slicer", "evaluation"): ("evaluation.titles",)}
 
 # Imports inside a function that the table does not allow, (module, imported module): each for the reason given.
 LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {

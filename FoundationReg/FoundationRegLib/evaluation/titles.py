@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+# Share of folded voxels from which landmarks and volumes under a transform are warned of.
+FOLDED_LIMIT_PERCENT = 0.05
+
 # Key of a metric: title, unit, decimals, whether more is better (None: neither).
 METRICS: dict[str, tuple[str, str, int, bool | None]] = {
     "tre_mm": ("Target registration error, mean", "mm", 2, False),
@@ -22,3 +25,13 @@ def metric_text(key: str, value: Any) -> str:
     _, unit, decimals, _ = METRICS[key]
     known = value is not None and math.isfinite(value)
     return f"{value:.{decimals}f} {unit}".strip() if known else "–"
+
+
+def metric_title(key: str) -> str:
+    """Title of the metric ``key`` with its unit and, where there is one, its better direction; for tables."""
+    if key not in METRICS:
+        return "Dice overlap:" if key == "dice_per_label" else key.replace("_", " ")
+    title, unit, _, more_is_better = METRICS[key]
+    better = {True: "higher is better", False: "lower is better", None: ""}[more_is_better]
+    notes = ", ".join(filter(None, (unit, better)))
+    return f"{title} ({notes})" if notes else title

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.formats import POINT_SUFFIXES, suffix_of
 from ..errors import InputError
-
-POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json")
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 _AXES = {("x", "y", "z"): 1.0, ("l", "p", "s"): 1.0, ("r", "a", "s"): _RAS_TO_LPS}
@@ -56,7 +55,7 @@ def read_points(path: str | Path) -> Points:
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{name} cannot be read as text.") from None
     readers = {".csv": _read_csv, ".fcsv": _read_fcsv, ".mrk.json": _read_markups}
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix not in readers:
         raise InputError(f"{name} has an unknown extension; use {' '.join(POINT_SUFFIXES)}.")
     try:
@@ -70,11 +69,6 @@ def read_points(path: str | Path) -> Points:
     if not np.isfinite(points.array).all():
         raise InputError(f"{name} holds coordinates that are not finite.")
     return points
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return ".mrk.json" if name.endswith(".mrk.json") else Path(name).suffix
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -161,11 +155,11 @@ def write_points(points: Points, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     writers = {".csv": _csv_text, ".fcsv": _fcsv_text, ".mrk.json": _markups_text}
-    if _suffix(path) not in writers:
+    if suffix_of(path) not in writers:
         raise InputError(f"Points cannot be written to {path}; use one of the extensions {' '.join(POINT_SUFFIXES)}.")
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(writers[_suffix(path)](points), encoding="utf-8", newline="\n")
+        temporary.write_text(writers[suffix_of(path)](points), encoding="utf-8", newline="\n")
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"Points cannot be written to {path}: {error.strerror}.") from None

@@ -12,20 +12,12 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from ..core.formats import IMAGE_SUFFIXES, TRANSFORM_SUFFIXES, suffix_of
 from ..errors import InputError
 from .conversion import grid_of, image_from_array
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-
-
 # Cosine between two axes of a NIfTI matrix: rounding below the first, repaired with a warning up to the second.
 _SHEAR_SILENT, _SHEAR_REPAIRABLE = 1e-3, 0.02
-
-
-def suffix_of(path: str | Path) -> str:
-    """The extension in lower case; ``.nii.gz`` counts as one."""
-    name = Path(path).name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 @contextmanager
@@ -108,9 +100,6 @@ def _description(file: str) -> str:
     reader.ReadImageInformation()
     text = reader.GetMetaData("0008|103e").strip() if reader.HasMetaDataKey("0008|103e") else ""
     return f' "{text}"' if text else ""
-
-
-TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 
 
 SMALLEST_AXIS = 4

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from ..core.formats import IMAGE_SUFFIXES, WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES, suffix_of
 from ..errors import InputError
-from .reading import IMAGE_SUFFIXES, suffix_of
 
 _HDF5_OVERHEAD = 1 << 20
 
@@ -21,7 +21,7 @@ def write_image(image: sitk.Image, path: str | Path) -> None:
 
     Raises `InputError` for another extension or when the file cannot be written.
     """
-    suffixes = (".nii.gz", ".nii", ".nrrd", ".mha")
+    suffixes = WRITABLE_IMAGE_SUFFIXES
     size = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
     _write(path, suffixes, "image", lambda name: sitk.WriteImage(image, name, useCompression=True), size)
 
@@ -34,7 +34,7 @@ def write_transform(transform: sitk.Transform, path: str | Path) -> None:
     if isinstance(transform, sitk.DisplacementFieldTransform) and suffix_of(path) in IMAGE_SUFFIXES:
         write_image(transform.GetDisplacementField(), path)
     else:
-        suffixes = (".h5", ".hdf5", ".tfm", ".txt")
+        suffixes = WRITABLE_TRANSFORM_SUFFIXES
         size = 8 * transform.GetNumberOfParameters()
         _write(path, suffixes, "transform", lambda name: sitk.WriteTransform(transform, name), size)
 

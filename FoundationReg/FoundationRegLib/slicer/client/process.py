@@ -15,22 +15,18 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import weakref
 from pathlib import Path
 
+from ...core.interpreter import python_executable
+
 PACKAGE_FOLDER = Path(__file__).resolve().parents[3]
 LOG_LINES = 400
 
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
-
-
-def python_executable() -> str:
-    """The interpreter that has Slicer's packages: PythonSlicer, or the running one outside Slicer."""
-    return shutil.which("PythonSlicer") or sys.executable
 
 
 class WorkerProcess:

@@ -6,7 +6,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..client.job import FOLDED_PERCENT
+from ...evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..scene import results
 from ..scene.choices import DeformationMode, ReviewMode
 from ..scene.review import IMAGES, Review, encoders_of, find_owner
@@ -185,7 +185,7 @@ class ReviewPanel:
             return
         sentence = self.review.owner.GetAttribute("FoundationReg.quality") or ""
         folded = float(self.review.owner.GetAttribute("FoundationReg.folded") or 0)
-        if folded >= FOLDED_PERCENT:
+        if folded >= FOLDED_LIMIT_PERCENT:
             warning = _(
                 "The deformation folds in {percent:.2g} % of the voxels. There, landmarks and models cannot follow "
                 "reliably: raise the smoothness or choose Diffeomorphic under Advanced."

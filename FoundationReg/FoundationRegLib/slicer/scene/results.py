@@ -11,6 +11,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ...core.grid import Grid
 from ...errors import InputError
+from ...evaluation.titles import metric_title
 from . import nodes
 
 ROLE = "FoundationReg."
@@ -18,16 +19,6 @@ INITIAL_ROLE = ROLE + "initialTransform"
 NAMES_ATTRIBUTE = ROLE + "labelNames"
 ENCODERS_ATTRIBUTE = ROLE + "encoders"
 JACOBIAN_RANGE = (-0.5, 2.5)  # values with a color of their own
-METRIC_TITLES = {
-    "nmi": "Normalized mutual information (1 to 2, higher is better)",
-    "folded_percent": "Folded voxels (%)",
-    "sd_log_jacobian": "Spread of log Jacobian (lower is smoother)",
-    "dice": "Dice overlap, mean (0 to 1)",
-    "dice_per_label": "Dice overlap:",
-    "hd95_mm": "Surface distance, 95th percentile (mm)",
-    "tre_mm": "Landmark distance, mean (mm)",
-    "tre_p95_mm": "Landmark distance, 95th percentile (mm)",
-}
 
 
 def covering(displacement: np.ndarray, grid: Grid, target: Grid) -> tuple[np.ndarray, Grid]:
@@ -320,10 +311,7 @@ def _flat(values: dict, names: dict[int, str], prefix: str = "") -> dict[str, fl
     flat = {}
     for key, value in values.items():
         text = str(key)
-        if text.lstrip("-").isdigit():
-            title = names.get(int(text), text)
-        else:
-            title = METRIC_TITLES.get(text, text.replace("_", " "))
+        title = names.get(int(text), text) if text.lstrip("-").isdigit() else metric_title(text)
         if isinstance(value, dict):
             flat.update(_flat(value, names, f"{prefix}{title} "))
         elif isinstance(value, int | float) and value is not None:
