@@ -33,6 +33,8 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
+_DOCUMENTATION = "https://github.com/to-be-set/SlicerFoundationReg/blob/main/docs"
+
 #
 # FoundationReg
 #
@@ -52,8 +54,12 @@ class FoundationReg(ScriptedLoadableModule):
         self.parent.contributors = ["The FoundationReg contributors"]
         self.parent.helpText = _(
             "Registers a moving volume to a fixed one with the features of pretrained vision foundation models, "
-            "without any training, and shows how good the result is. Choose two volumes and press Apply."
-        )
+            "without any training, and shows how good the result is. Choose two volumes and press Apply. "
+            '<a href="{documentation}">Documentation</a>, <a href="{accuracy}">what was measured</a>. '
+            "If it helped your work, please cite FoundationReg and the study <i>Are Vision Foundation Models Ready for "
+            'Out-of-the-Box Medical Image Registration?</i> (<a href="https://arxiv.org/abs/2507.11569">arXiv '
+            "2507.11569</a>)."
+        ).format(documentation=f"{_DOCUMENTATION}/slicer.md", accuracy=f"{_DOCUMENTATION}/accuracy.md")
         self.parent.acknowledgementText = _(
             "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
             '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'
@@ -136,6 +142,10 @@ class FoundationRegParameterNode:
     outputVolume: vtkMRMLScalarVolumeNode
     applyTransform: bool = True
     makeJacobian: bool = False
+    interpolation: Annotated[str, Choice(["linear", "nearest", "bspline"])] = "linear"
+    voxelType: Annotated[str, Choice(["same", "uint8", "int16", "uint16", "float32"])] = "same"
+    background: str = ""
+    linearOnly: bool = False
 
     fixedMask: MaskNode
     movingMask: MaskNode

@@ -47,7 +47,10 @@ def test_the_fold_test_sees_what_central_differences_do_not():
 
 def test_a_flow_passes_landmarks_smoothly_and_ends_at_its_reach():
     shape, spacing = (24, 26, 28), 3.0
-    starts, ends = torch.tensor([[10.0, 12.0, 13.0], [13.0, 14.0, 16.0]]), torch.tensor([[12.0, 12.0, 14.0], [13.0, 16.0, 16.0]])
+    starts, ends = (
+        torch.tensor([[10.0, 12.0, 13.0], [13.0, 14.0, 16.0]]),
+        torch.tensor([[12.0, 12.0, 14.0], [13.0, 16.0, 16.0]]),
+    )
     reaches = torch.tensor([8.0, 8.0])
     velocity, misses = local_flows.through_landmarks(torch.zeros(3, *shape), starts, ends, reaches, spacing)
     u = exponential(velocity, (spacing,) * 3)
@@ -60,7 +63,7 @@ def test_a_flow_passes_landmarks_smoothly_and_ends_at_its_reach():
 
 def test_a_correction_moves_a_wrong_place_and_nothing_far_away(registration):
     corrections, place = registration.corrections(), np.array([4.0, -6.0, 8.0])
-    wrong = bend(place) + (4.0, -3.0, 0.0)
+    wrong = bend(place) + np.array((4.0, -3.0, 0.0))
     previews = []
     made = corrections.add(place, wrong, on_preview=previews.append)
     assert len(previews) == 1 and previews[0].residuals[0] < 0.5 and made.residuals[0] < 0.5
@@ -77,7 +80,7 @@ def test_a_correction_moves_a_wrong_place_and_nothing_far_away(registration):
 def test_right_corrections_of_a_spoilt_field_bring_the_neighbours_along(registration):
     place = np.array([-8.0, 6.0, 4.0])
     corrections = registration.corrections()
-    spoilt = corrections.add(place, bend(place) + (6.0, 0.0, 4.0))
+    spoilt = corrections.add(place, bend(place) + np.array((6.0, 0.0, 4.0)))
     near = place + body_points(200, 3) * 0.25
     wrong = np.linalg.norm(through(spoilt.transform, near) - bend(near), axis=1).mean()
     mended = corrections.move(0, moving=bend(place))
@@ -89,7 +92,9 @@ def test_undo_and_redo_give_the_very_fields(registration):
     corrections = registration.corrections()
     fields = [corrections.current.displacement]
     for n, place in enumerate(body_points(10, 7, 0.6)):
-        fields.append(corrections.add(place, through(registration.transform, place[None])[0] + (0, 2, n % 3)).displacement)
+        fields.append(
+            corrections.add(place, through(registration.transform, place[None])[0] + (0, 2, n % 3)).displacement
+        )
     for expected in fields[-2:4:-1]:
         assert corrections.undo().displacement is expected
     assert len(corrections.pairs) == 5
@@ -118,7 +123,7 @@ def test_nothing_folds_after_fifty_random_corrections(registration):
 def test_contradicting_pairs_are_marked(registration):
     place = np.array([10.0, 4.0, -6.0])
     corrections = registration.corrections()
-    corrections.add(place, bend(place) + (5.0, 0.0, 0.0))
+    corrections.add(place, bend(place) + np.array((5.0, 0.0, 0.0)))
     made = corrections.add(place + 0.5, bend(place) - (5.0, 0.0, 0.0))
     assert any(made.conflicts) and local_flows.least_determinant(made.displacement, 4.0).min() > 0
 
@@ -151,7 +156,7 @@ def test_the_probe_finds_the_known_place_in_both_directions(registration):
     assert found.similarity_at_match >= found.similarity_at_transform > 0.5 and found.expected_error_mm > 0
     # The map is where it says: its highest value within the search's range lies at the match.
     peak = found.grid.points(np.unravel_index(found.similarity.argmax(), found.similarity.shape))
-    assert found.similarity.max() <= 1 and np.linalg.norm(peak - found.match) < 4 or found.similarity.max() > 0.9
+    assert (found.similarity.max() <= 1 and np.linalg.norm(peak - found.match) < 4) or found.similarity.max() > 0.9
 
 
 def test_a_question_that_cannot_be_answered_is_refused(registration):

@@ -55,6 +55,7 @@ def save_image(path: Path, image) -> dict:
 
 def save_found(result, folder: Path) -> dict:
     """Write what a `registration.Registration` holds before it is measured, and say where it is."""
+    from ..images.transforms import affine_matrix
     from ..numerics.fields import folded_percent
 
     answer = {
@@ -64,6 +65,8 @@ def save_found(result, folder: Path) -> dict:
         "warnings": list(result.warnings),
         "features": {},
     }
+    if not result.record["settings"].get("deformable", True) and result.linear.IsLinear():
+        answer["matrix"] = affine_matrix(result.linear).tolist()
     if result.workspace is not None:
         found = result.workspace.found
         answer["folded_percent"] = folded_percent(found.displacement, found.grid.spacing)
@@ -88,8 +91,9 @@ def save_measured(result) -> dict:
 
 def warped(result, options: dict):
     """The moving image through the transform of ``result`` on the fixed grid, as ``options`` say (`worker`)."""
-    from ..images.resampling import warp
     import SimpleITK as sitk
+
+    from ..images.resampling import warp
 
     moving = result.moving
     if np.dtype(options.get("type") or "int16").kind == "f":

@@ -11,8 +11,8 @@ Requests ``{"id": 1, "command": ...}``:
         ``initial_transform`` (``{"matrix": 4x4}`` or ``{"array": ..., "affine": ...}``, LPS), ``settings``,
         ``preview`` (send coarse fields), ``volume`` (to get the moving image on the fixed grid: ``interpolation``,
         ``background``, ``type``), ``folder`` (where the result's arrays go).
-    probe: ``run`` (the id of the last register request), ``point`` (LPS), ``side`` and ``encoder``: what the encoder sees
-        there. correct: ``run`` and ``pairs`` (``{"fixed", "moving", "active"}``, LPS): the transform that obeys them.
+    probe: ``run`` (the id of the last register request), ``point`` (LPS), ``side``, ``encoder``: what it sees there.
+        correct: ``run`` and ``pairs`` (``{"fixed", "moving", "active"}``, LPS): the transform that obeys them.
         measure: ``run``: the metrics of the transform as it is now. They need what the run left in memory.
     finish, cancel: ``target``, the id of a request. They act at once, between two steps of the work.
     encoders: what the catalogue holds and what is installed. download, import, verify, remove: ``encoder``,
@@ -39,7 +39,6 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ..core.grid import Grid
 from ..core.progress import Event, Preview, Progress
 from ..errors import Cancelled, Forgotten, FoundationRegError
 from ..settings import Settings
@@ -49,7 +48,6 @@ from .exchange import (
     save_array,
     save_correction,
     save_found,
-    save_image,
     save_measured,
     warped,
 )
@@ -181,7 +179,7 @@ class Worker:
         sent: dict = {}
 
         def on_found(result) -> None:
-            self._session = Session(number, result)
+            self._session = Session(number, result) if result.workspace is not None else None
             if request.get("volume") is not None:
                 result.warped = warped(result, request["volume"])
             sent.update(save_found(result, folder))

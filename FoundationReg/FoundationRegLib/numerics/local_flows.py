@@ -157,5 +157,7 @@ def enlarged(field: Tensor, factor: int, box: tuple[slice, slice, slice]) -> Ten
     part = field[(slice(None), *halo)]
     if factor > 1:
         part = F.interpolate(part[None], scale_factor=factor, mode="trilinear", align_corners=False)[0]
-    inner = tuple(slice((s.start - h.start) * factor, (s.stop - h.start) * factor) for s, h in zip(box, halo))
+    inner = tuple(
+        slice((s.start - h.start) * factor, (s.stop - h.start) * factor) for s, h in zip(box, halo, strict=True)
+    )
     return part[(slice(None), *inner)]

@@ -71,6 +71,9 @@ def deform(
     ``on_field`` is called now and then, for previews. Raises `Cancelled`.
     """
     progress, cache = progress or Progress(), cache or Cache()
+    if not settings.deformable:
+        grid = pair.grid.with_spacing(pair.grid.extent / 2, (2, 2, 2))
+        return Deformation(torch.zeros(3, *grid.shape, device=device), grid)
     with progress.stage("encode", 0.45):
         rasters, hashes = encode_pair(pair, settings, device, progress, cache)
     pyramid = FeaturePyramid(pair, settings, device, rasters, cache)
@@ -132,11 +135,13 @@ def _refine(
             grey = _grey_weights(pyramid, field_mm, grey)
         name = f"{pyramid.spacing(factor):.3g} mm"
         with progress.stage(f"refine {name}", 1.0 / len(settings.levels)):
-            field_mm, losses[name] = _refine_level(pyramid, factor, field_mm, grey, progress, on_field)
+            field_mm, losses[name] = refine_level(pyramid, factor, field_mm, grey, progress, on_field)
+        if n == 0:
+            pyramid.cache.put(pyramid.coarse_key, (field_mm, grey))
     return field_mm, losses, grey
 
 
-def _refine_level(
+def refine_level(
     pyramid: FeaturePyramid,
     factor: int,
     field_mm: Tensor,

@@ -26,10 +26,12 @@ from ..numerics.devices import choose_device, is_out_of_memory
 from ..settings import Settings
 from . import linear
 from .deformable import Deformation, deform
+from .forecast import expected_seconds
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
 from .result import Registration, build_result, measure
+from .retuning import LastRun, look_ahead, remember
 
 __all__ = ["Cache", "Registration", "register"]
 
@@ -83,7 +85,8 @@ def register(
         _guides(guide_with_points, fixed_points, moving_points, "points"),
     )
     for name, _ in settings.encoders:
-        require(name, settings.encoder_layers)
+        if settings.deformable:
+            require(name, settings.encoder_layers)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with out_of_memory_explained(device):
@@ -93,8 +96,11 @@ def register(
                 exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
                 moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
             )  # fmt: skip
+            progress.expect(expected_seconds(inputs, settings, device))
         with progress.stage("align", 0.12):
-            key = ("linear", _content(inputs), _aligning(settings))
+            images, masks = _content(inputs.fixed, inputs.moving, inputs.initial), _content(*inputs.guidance())
+            look_ahead(cache, images, masks, inputs, settings, device, progress, _previewer)
+            key = ("linear", images, masks, _aligning(settings))
             transform, facts = cache.get(key, lambda: _align(inputs, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
@@ -102,6 +108,8 @@ def register(
             )
         pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
+        if settings.deformable:
+            remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
             result = build_result(inputs, transform, facts, pair, deformation, settings, device)
             if on_found is not None:
@@ -124,10 +132,10 @@ def out_of_memory_explained(device: torch.device):
         ) from None
 
 
-def _content(inputs: Inputs) -> str:
-    """Hash of everything that came in."""
+def _content(*values: Any) -> str:
+    """Hash of images, transforms and points."""
     digest = hashlib.sha256()
-    for value in vars(inputs).values():
+    for value in values:
         if isinstance(value, sitk.Image):
             digest.update(grid_of(value).affine.tobytes())
             digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(value)).tobytes())
@@ -171,9 +179,17 @@ def _align(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk
         )
     ]
     with progress.stage("start", 0.3):
-        start = linear.start_transform(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
+        start = linear.start_transform(
+            *sides, settings.start, inputs.initial, settings.seed, progress, settings.affine,
+            on_found=lambda transform: _show(transform, inputs.fixed, progress),
+        )  # fmt: skip
+        _show(start, inputs.fixed, progress)
     with progress.stage("linear", 0.7):
-        return linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+        transform, facts = linear.align_linearly(
+            *sides, start, settings.rigid, settings.affine, settings.seed, progress
+        )
+        _show(transform, inputs.fixed, progress)
+        return transform, facts
 
 
 def _deform(
@@ -222,6 +238,14 @@ def _deform(
 
 def _size(pair: Pair) -> int:
     return int(np.prod(pair.grid.shape))
+
+
+def _show(transform: sitk.Transform, fixed: sitk.Image, progress: Progress) -> None:
+    """Send ``transform`` alone as a preview, if anybody watches."""
+    send = _previewer(transform, progress)
+    if send is not None:
+        grid = grid_of(fixed).with_spacing(METHOD.linear_margin_mm)
+        send("align", torch.zeros(3, *grid.shape), grid)
 
 
 def _previewer(linear: sitk.Transform, progress: Progress):

@@ -90,6 +90,7 @@ def correspondence(
         goal = inverse_points(transform, point)[0][0]
         here, there = inverse_points(workspace.linear, point)[0][0], goal
     volume = _similarity(workspace, encoder, side, workspace.nodes(here)[0])
+    found = here if side == "fixed" else goal
     best, score = _highest(workspace, volume, side, workspace.nodes(there)[0])
     match = workspace.found.grid.points(best.cpu().numpy())
     if side == "fixed":
@@ -97,7 +98,7 @@ def correspondence(
     shown, grid = _on_image(workspace, volume, side)
     return Correspondence(
         encoder, side, point, match, goal, float(np.linalg.norm(match - goal)), score,
-        float(values_at(volume[None], workspace.nodes(there))[0, 0]), _expected_error(workspace, here if side == "fixed" else goal),
+        float(values_at(volume[None], workspace.nodes(there))[0, 0]), _expected_error(workspace, found),
         shown, grid,
     )  # fmt: skip
 

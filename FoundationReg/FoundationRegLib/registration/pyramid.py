@@ -50,7 +50,12 @@ class FeaturePyramid:
         self.rasters, self.cache = rasters, cache
         files = [fingerprint(name) for name, _ in settings.encoders]
         self.key = (pair.key(), encoder_options(settings, device), str([settings.encoders, files]))
-        self._shown = (pair.encoder_key(), encoder_options(settings, device))
+        self._shown = (pair.encoder_key, encoder_options(settings, device))
+
+    @property
+    def coarse_key(self) -> tuple:
+        """What the field after the coarsest level is kept by, whatever else was chosen: see `retuning`."""
+        return ("coarse field", *self._shown)
 
     def grid(self, factor: int) -> Grid:
         shape = tuple(n // factor for n in self.pair.grid.shape)

@@ -118,7 +118,7 @@ def build_result(
         fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
         record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
         uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings,
-        workspace=Workspace(inputs, linear, settings, deformation, transform, lattice),
+        workspace=Workspace(inputs, linear, settings, deformation, transform, lattice) if settings.deformable else None,
     )  # fmt: skip
 
 

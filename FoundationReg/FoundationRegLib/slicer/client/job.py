@@ -241,15 +241,19 @@ class RegistrationJob:
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
         transform, volume = request.output_transform, request.output_volume
         if transform is None and (request.create_transform or (volume is None and not request.create_volume)):
-            transform = scene.AddNewNodeByClass("vtkMRMLTransformNode", scene.GenerateUniqueName(name))
+            kind = "vtkMRMLLinearTransformNode" if event.get("matrix") else "vtkMRMLTransformNode"
+            transform = scene.AddNewNodeByClass(kind, scene.GenerateUniqueName(name))
         if volume is None and request.create_volume:
             volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
-        answer = RegistrationResult(transform, volume, run=self._number)
+        answer = RegistrationResult(transform, volume, run=None if event.get("matrix") else self._number)
         answer.record, answer.warnings = event.get("record") or {}, list(event.get("warnings", []))
         answer.metrics = event.get("metrics") or {"after": {"folded_percent": event.get("folded_percent", 0.0)}}
         if transform is not None:
             initial, before = request.initial_node(), request.moving.GetParentTransformNode()
-            results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
+            if event.get("matrix"):
+                results.set_linear_transform(transform, np.array(event["matrix"]), request.fixed, request.moving)
+            else:
+                results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
             initial = None if initial is transform else initial
             transform.SetNodeReferenceID(results.INITIAL_ROLE, initial.GetID() if initial else None)
             if request.apply_transform:

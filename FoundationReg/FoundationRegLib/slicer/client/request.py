@@ -80,7 +80,8 @@ class RegistrationRequest:
         if self.output_volume is not None and self.output_volume in (self.fixed, self.moving):
             raise InputError("The output volume is one of the inputs; create a new volume for the result.")
         if self.output_transform is not None:
-            results.check_output_transform(self.output_transform, self.fixed)
+            linear = not self.settings.get("deformable", True)
+            results.check_output_transform(self.output_transform, self.fixed, linear)
 
     def _check_masks(self) -> None:
         for name, role in MASK_ROLES.items():

@@ -8,13 +8,14 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ...errors import Cancelled, FoundationRegError
+from ...errors import Cancelled
 from ..client.session import Session
 from ..scene import results
 from ..scene.landmark_pairs import LandmarkPairs, PairState, follow, make_list
-from ..scene.probe_view import ProbeView
 from ..scene.review import find_owner
+from .pairs_table import PairsTable
 from .placing import PointPlacer
+from .probe_section import ProbeSection
 
 MEASURE_DELAY_MS = 1500
 CHANGE_DELAY_MS = 150
@@ -44,7 +45,6 @@ class InteractionSection:
         self._owner = None
         self.session: Session | None = None
         self.pairs: LandmarkPairs | None = None
-        self.probe_view: ProbeView | None = None
         self._placer = PointPlacer()
         self._observed: list[tuple] = []
         self._past: list[tuple[PairState, ...]] = []
@@ -56,21 +56,19 @@ class InteractionSection:
         self._first_click = None
         self._delay = _single_shot(CHANGE_DELAY_MS, self._takeChange)
         self._measure = _single_shot(MEASURE_DELAY_MS, self._askMeasures)
+        self.probe = ProbeSection(ui, lambda: self.session if self.ready else None, self.update)
+        self._table = PairsTable(ui.pairsTable, self._onSwitched)
         self._connect()
-        self._prepareTable()
         self.update()
 
     def _connect(self) -> None:
         ui = self._ui
         ui.encodeAgainButton.connect("clicked(bool)", lambda _clicked=False: self._encode_again())
-        ui.probeButton.connect("toggled(bool)", self._onProbe)
-        ui.probeEncoderComboBox.connect("currentIndexChanged(int)", lambda _index: self._askAgain())
         ui.addPairButton.connect("toggled(bool)", self._onAddPair)
         ui.pinButton.connect("toggled(bool)", self._onPin)
         ui.undoButton.connect("clicked(bool)", lambda _clicked=False: self.undo())
         ui.redoButton.connect("clicked(bool)", lambda _clicked=False: self.redo())
         ui.removePairButton.connect("clicked(bool)", self._onRemove)
-        ui.pairsTable.connect("cellChanged(int,int)", self._onCell)
         ui.refineHereButton.connect("clicked(bool)", self._onRefine)
 
     #
@@ -98,8 +96,7 @@ class InteractionSection:
     def setResult(self, session: Session | None, owner) -> None:
         """A run put its transform into ``owner``; ``session`` asks the worker about it. Pairs are obeyed again."""
         self.session, self._owner, self._good = session, owner, None
-        if self.probe_view is not None:
-            self._ui.probeButton.checked = False
+        self._ui.probeButton.checked = False
         self._follow()
         self.update()
         if self.pairs is not None and self.pairs.complete() and self._parameters.guideWithLandmarks:
@@ -173,68 +170,9 @@ class InteractionSection:
         ui.probeEncoderComboBox.enabled = ready
         ui.undoButton.enabled, ui.redoButton.enabled = ready and bool(self._past), ready and bool(self._future)
         ui.refineHereButton.enabled = ready
-        self._fillEncoders()
-        self._fillTable()
-
-    #
-    # Probe
-    #
-
-    def _fillEncoders(self) -> None:
-        combo = self._ui.probeEncoderComboBox
-        names = [name for name, _weight in self._encoders()]
-        names = list(dict.fromkeys([*names, "mind"])) if self.transform is not None else []
-        if [combo.itemData(n) for n in range(combo.count)] != names:
-            blocked = combo.blockSignals(True)
-            combo.clear()
-            for name in names:
-                combo.addItem(name, name)
-            combo.blockSignals(blocked)
-
-    def _encoders(self) -> list:
-        import json
-
-        record = self._owner.GetAttribute("FoundationReg.record") if self._owner is not None else None
-        settings = (json.loads(record) if record else {}).get("settings") or {}
-        return settings.get("encoders") or []
-
-    def _onProbe(self, wanted: bool) -> None:
-        if wanted and self.ready:
-            self._ui.addPairButton.checked = self._ui.pinButton.checked = False
-            self.probe_view = ProbeView(self.session.fixed, self.session.moving)
-            self.probe_view.open()
-            self._asked = None
-            self._placer.watch(self.probe)
-            self._ui.probeLabel.text = _("Click in either view, or move the crosshair with Shift.")
-        elif self.probe_view is not None:
-            self._placer.stop()
-            self.probe_view.close()
-            self.probe_view = None
-            self._ui.probeLabel.text = ""
-
-    def probe(self, ras, view: str) -> None:
-        """Ask the encoder chosen about the place ``ras`` of the scene in the volume that ``view`` shows."""
-        if self.probe_view is None or self.session is None:
-            return
-        side = self.probe_view.side_of(view)
-        volume = self.session.fixed if side == "fixed" else self.session.moving
-        self._asked = ras, view
-        point = self.probe_view.to_local(volume, ras)
-        encoder = self._ui.probeEncoderComboBox.currentData
-
-        def answer(found: dict | Exception) -> None:
-            if isinstance(found, Exception):
-                self._ui.probeLabel.text = str(found)
-                self.update()
-            elif self.probe_view is not None:
-                self.probe_view.show(found, point)
-                self._ui.probeLabel.text = probe_text(found)
-
-        self.session.probe(point, side, encoder, answer)
-
-    def _askAgain(self) -> None:
-        if self.probe_view is not None and self._asked is not None:
-            self.probe(*self._asked)
+        self.probe.fillEncoders(self._owner if self.transform is not None else None)
+        self._table.fill(self._known, self._fits)
+        ui.removePairButton.enabled = bool(self._known)
 
     #
     # Pairs
@@ -297,12 +235,17 @@ class InteractionSection:
         self._takeChange()
 
     def _onRemove(self, _clicked=False) -> None:
-        rows = sorted({index.row() for index in self._ui.pairsTable.selectedIndexes()}, reverse=True)
+        rows = self._table.chosen()
         if self.pairs is None or not rows:
             return
         for row in rows:
             self.pairs.remove(row)
         self._takeChange()
+
+    def _onSwitched(self, row: int, active: bool) -> None:
+        if self.pairs is not None and row < self.pairs.complete() and active != self.pairs.states()[row].active:
+            self.pairs.set_active(row, active)
+            self._takeChange()
 
     def _onPointChanged(self, _caller=None, _event=None) -> None:
         if not self._filling:
@@ -379,7 +322,7 @@ class InteractionSection:
             return
         results.set_transform(self.transform, *event["transform"], self.session.fixed, self.session.moving)
         self._fits = list(zip(event["residuals"], event["conflicts"], strict=True))
-        self._fillTable()
+        self._table.fill(self._known, self._fits)
         self._changed()
 
     def _answered(self, event: dict | Exception) -> None:
@@ -407,65 +350,6 @@ class InteractionSection:
                 self._measured(found)
 
         self.session.measure(answer)
-
-    #
-    # The list of pairs
-    #
-
-    def _prepareTable(self) -> None:
-        table = self._ui.pairsTable
-        table.setColumnCount(4)
-        table.setHorizontalHeaderLabels([_("Pair"), _("Correction (mm)"), _("Misses by (mm)"), _("Note")])
-        table.verticalHeader().setVisible(False)
-        table.horizontalHeader().setStretchLastSection(True)
-        table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
-
-    def _fillTable(self) -> None:
-        table, states = self._ui.pairsTable, self._known
-        self._filling = True
-        blocked = table.blockSignals(True)
-        try:
-            table.setRowCount(len(states))
-            for row, state in enumerate(states):
-                miss, note = self._fits[row] if row < len(self._fits) else (None, "")
-                texts = [state.name, "", "" if miss is None else f"{miss:.2f}", note]
-                for column, text in enumerate(texts):
-                    item = qt.QTableWidgetItem(text)
-                    if column:
-                        item.setFlags(qt.Qt.ItemIsSelectable | qt.Qt.ItemIsEnabled)
-                    else:
-                        item.setFlags(qt.Qt.ItemIsSelectable | qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
-                        item.setCheckState(qt.Qt.Checked if state.active else qt.Qt.Unchecked)
-                    table.setItem(row, column, item)
-        finally:
-            table.blockSignals(blocked)
-            self._filling = False
-        self._ui.removePairButton.enabled = bool(states)
-
-    def _onCell(self, row: int, column: int) -> None:
-        if self._filling or column != 0 or self.pairs is None or row >= self.pairs.complete():
-            return
-        active = self._ui.pairsTable.item(row, 0).checkState() == qt.Qt.Checked
-        if active != self.pairs.states()[row].active:
-            self.pairs.set_active(row, active)
-            self._takeChange()
-
-
-def probe_text(answer: dict) -> str:
-    """The figures of a probe in one line."""
-    text = _(
-        "{encoder}: best match {distance:.1f} mm from where the transform goes; similarity {match:.2f} there, "
-        "{here:.2f} at the transform"
-    ).format(
-        encoder=answer["encoder"],
-        distance=answer["distance_mm"],
-        match=answer["similarity_at_match"],
-        here=answer["similarity_at_transform"],
-    )
-    error = answer.get("expected_error_mm")
-    if error is not None and error == error:
-        text += _("; expected error {error:.1f} mm").format(error=error)
-    return text + "."
 
 
 def _single_shot(milliseconds: int, call: Callable[[], None]):

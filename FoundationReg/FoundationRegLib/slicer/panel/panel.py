@@ -12,11 +12,13 @@ from slicer.i18n import tr as _
 from ...errors import Cancelled, FoundationRegError
 from ..client.session import Session
 from ..scene import results
+from ..scene.handles import hide_handles
 from . import dependencies, parameters
 from .encoders_section import ModelsPanel
-from .presets_section import PresetPanel
 from .interaction_section import InteractionSection
+from .presets_section import PresetPanel
 from .review_section import ReviewPanel
+from .tools import ToolButtons
 from .wording import device_text, stage_title, time_left
 
 REOPTIMIZE_DELAY_MS = 500
@@ -40,6 +42,7 @@ class Panel:
         self.interaction = InteractionSection(
             interactionUi, self.say, self.run, self._transformChanged, self._takeMeasures
         )
+        self.tools = ToolButtons(ui, self._resultNode, lambda: logic.channel, self.say, self.interaction.update)
         self._delay = qt.QTimer()
         self._delay.setSingleShot(True)
         self._delay.setInterval(REOPTIMIZE_DELAY_MS)
@@ -66,6 +69,7 @@ class Panel:
         self.review.setParameters(node)
         self.models.setParameters(node)
         self.interaction.setParameters(node)
+        self.tools.setParameters(node)
         if node is not None:
             self._showCarried()
             self.update()
@@ -99,6 +103,9 @@ class Panel:
             self.updateApply()
             self.review.update()
             self.interaction.followParameters()
+            self.tools.update()
+            for widget in (self.ui.interpolationComboBox, self.ui.voxelTypeComboBox, self.ui.backgroundEdit):
+                widget.enabled = node.makeVolume
         finally:
             self._updating = False
         if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
@@ -243,6 +250,7 @@ class Panel:
         if result.run is not None and result.transformNode is not None:
             session = Session(self._logic.channel, result.run, node.fixedVolume, node.movingVolume)
         self.interaction.setResult(session, owner)
+        hide_handles(node.initialTransform)
 
     def _takeResult(self, result) -> None:
         for warning in result.warnings:
@@ -252,8 +260,14 @@ class Panel:
             return
         self.review.showMeasures()
         self.interaction.update()
+        self.tools.update()
         if result.warnings:
             self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
+
+    def _resultNode(self):
+        """The node with the result that is reviewed, or None."""
+        review = self.review.review
+        return review.owner if review is not None and review.valid else None
 
     def _transformChanged(self) -> None:
         """A correction changed the transform: show what is made from it anew."""

@@ -78,9 +78,9 @@ def read_grid(node) -> tuple[np.ndarray, Grid] | None:
     return ras * np.array([-1, -1, 1], np.float32), Grid(shape, affine)
 
 
-def check_output_transform(node, fixed) -> None:
-    """Raise `InputError` when ``node`` cannot take the result."""
-    if node.IsA("vtkMRMLLinearTransformNode") or node.IsA("vtkMRMLBSplineTransformNode"):
+def check_output_transform(node, fixed, linear: bool = False) -> None:
+    """Raise `InputError` when ``node`` cannot take the result, which is a matrix where it is ``linear``."""
+    if (node.IsA("vtkMRMLLinearTransformNode") and not linear) or node.IsA("vtkMRMLBSplineTransformNode"):
         raise InputError(
             f"The output transform {node.GetName()!r} cannot hold a displacement field; create a new transform."
         )
@@ -106,6 +106,42 @@ def set_transform(node, displacement: np.ndarray, grid: Grid, fixed, moving) -> 
         node.SetAndObserveTransformFromParent(grid_transform(displacement, grid))
         node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(), fixed.GetID())
         node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole(), moving.GetID())
+
+
+def set_linear_transform(node, matrix: np.ndarray, fixed, moving) -> None:
+    """Make transform ``node`` take moving to fixed by the LPS ``matrix`` (4, 4) from fixed to moving points."""
+    with slicer.util.NodeModify(node):
+        parent = fixed.GetParentTransformNode()
+        node.SetAndObserveTransformNodeID(parent.GetID() if parent else None)
+        node.SetMatrixTransformFromParent(slicer.util.vtkMatrixFromArray(nodes.LPS @ matrix @ nodes.LPS))
+        node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(), fixed.GetID())
+        node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole(), moving.GetID())
+
+
+def set_inverse(node, transform, moving) -> None:
+    """Make transform ``node`` the inverse of the result ``transform``: it takes the fixed volume to the moving one.
+
+    The inverse of a field is sampled over the moving volume and a margin, at the field's own spacing.
+    """
+    parent = moving.GetParentTransformNode()
+    with slicer.util.NodeModify(node):
+        if transform.IsLinear():
+            matrix = vtk.vtkMatrix4x4()
+            transform.GetMatrixTransformToParent(matrix)
+            node.SetMatrixTransformFromParent(matrix)
+        else:
+            field = read_grid(transform)
+            spacing = field[1].spacing.min() if field is not None else nodes.SAMPLING_MM
+            own = nodes.volume_grid(moving)
+            grid = own.with_spacing(np.maximum(own.spacing, spacing)).padded(2, 2)
+            signs = np.array([-1.0, -1.0, 1.0])
+            points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3))
+            origins = nodes.transform_points(transform.GetTransformToParent(), points * signs) * signs
+            vectors = (origins - points).reshape(*grid.shape, 3)
+            node.SetAndObserveTransformFromParent(grid_transform(vectors, grid))
+        if parent is transform:
+            parent = transform.GetNodeReference(INITIAL_ROLE)
+        node.SetAndObserveTransformNodeID(parent.GetID() if parent is not None else None)
 
 
 def jacobian_determinant(displacement: np.ndarray, grid: Grid, slab: int = 16) -> np.ndarray:
