@@ -22,6 +22,7 @@ from test_deformable import FakeEncoder
 FIXED = make_grid((32, 36, 34), (3.5, 2.5, 3.0))
 MOVING = make_grid((36, 40, 40), (3.0, 2.5, 2.5), turn=(8, -4, 6), flip=(0,), center=(4.0, 1.0, 3.0))
 BODY_POINTS = np.random.default_rng(0).uniform(-20, 20, (80, 3))
+ADAM = {"optimizer": "adam", "diffeomorphic": False, "sliding": False, "grey_values": False}
 MIND = Settings(
     encoders=(("mind", 1.0),), device="cpu", start="none", rigid=False, affine=False, finest_spacing_mm=4.0,
     search_spacing_mm=8.0, search_range_mm=16.0, slice_gap_mm=12.0, pca_components=3,
@@ -114,7 +115,15 @@ def test_smooth_warp_is_recovered_on_any_grid(phantom, grid):
 
 
 def test_published_schedule_with_adam_works_end_to_end(shifted_pair):
-    settings = MIND.replace(optimizer="adam", diffeomorphic=False, iterations=40, levels=[2], adam_rate=0.5)
+    settings = MIND.replace(
+        optimizer="adam",
+        diffeomorphic=False,
+        sliding=False,
+        grey_values=False,
+        iterations=40,
+        levels=[2],
+        adam_rate=0.5,
+    )
     found = register(*shifted_pair, settings.replace(adam_kernel=3, adam_passes=2))
     assert error_mm(found.transform, shifted).mean() < 3.0, "of 8.8"
 

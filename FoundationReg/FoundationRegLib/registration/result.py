@@ -30,6 +30,7 @@ from .inputs import Inputs
 from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
+from .regions import RegionPair, region_scores
 from .workspace import Workspace
 
 
@@ -45,6 +46,8 @@ class Registration:
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
     ``uncertainty``: error estimate in mm.
     ``quality``: one plain sentence for the user.
+    ``regions``: what an anatomy network predicted in both images. ``box_masks``: what was segmented in the user's boxes
+    in the fixed and the moving image, each on its image's lattice.
     ``workspace``: the features, for `correspondence` and `corrections`; None gives their memory free.
     """
 
@@ -62,6 +65,8 @@ class Registration:
     uncertainty: sitk.Image | None = None
     warped_labels: sitk.Image | None = None
     warnings: list[str] = field(default_factory=list)
+    regions: RegionPair | None = None
+    box_masks: tuple[sitk.Image, sitk.Image] | None = None
     workspace: Workspace | None = field(default=None, repr=False)
 
     def correspondence(self, point, encoder: str | None = None, side: probe.Side = "fixed") -> probe.Correspondence:
@@ -101,6 +106,7 @@ def build_result(
     facts: dict[str, Any],
     pair: Pair,
     deformation: Deformation,
+    regions: RegionPair | None,
     settings: Settings,
     device: torch.device,
 ) -> Registration:
@@ -111,13 +117,18 @@ def build_result(
     # A start that bends is kept in full detail.
     lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
     transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
-    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
+    seen = regions.warnings if regions else []
+    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *seen]))
     record = _record(settings, device, deformation, pair) | {"linear": facts.get("kept", "start"), "warnings": warnings}
+    if regions is not None:
+        record["anatomy"] = {"network": regions.network, "sha256": regions.sha256, "believed": regions.believed}
+    boxed = (inputs.fixed_box_mask, inputs.moving_box_mask) if inputs.fixed_box_mask is not None else None
     pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
     return Registration(
         fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
         record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
-        uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings,
+        uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings, regions=regions,
+        box_masks=boxed,
         workspace=Workspace(inputs, linear, settings, deformation, transform, lattice) if settings.deformable else None,
     )  # fmt: skip
 
@@ -129,14 +140,18 @@ def measure(
     if result.warped is None:
         result.warped = warp(inputs.moving, result.transform, inputs.fixed)
     progress.update(0.2)
-    scores = _scores(inputs, result.linear, result.transform, progress)
+    scores = _scores(inputs, result.linear, result.transform, result.regions, progress)
     if inputs.moving_labels is not None:
         result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
     result.metrics, result.quality = scores, describe(scores, deformation, settings)
 
 
 def _scores(
-    inputs: Inputs, linear: sitk.Transform, transform: sitk.Transform, progress: Progress
+    inputs: Inputs,
+    linear: sitk.Transform,
+    transform: sitk.Transform,
+    regions: RegionPair | None,
+    progress: Progress,
 ) -> dict[str, dict[str, float]]:
     """Metrics before, after the linear stage and after all."""
     references = {
@@ -144,11 +159,13 @@ def _scores(
     }
     similarity = metrics.Similarity(inputs.fixed, inputs.moving, inputs.fixed_mask)
     before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
-    candidates = {"before": before, "linear": linear, "after": transform}
+    stages = {"before": before, "linear": linear, "after": transform}
+    predicted = region_scores(regions, stages) if regions is not None else {}
     scores = {}
-    for n, (name, candidate) in enumerate(candidates.items(), 1):
+    for n, (name, candidate) in enumerate(stages.items(), 1):
         scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, similarity=similarity, **references)
-        progress.update(0.2 + 0.8 * n / len(candidates))
+        scores[name].update(predicted.get(name, {}))
+        progress.update(0.2 + 0.8 * n / len(stages))
     return scores
 
 

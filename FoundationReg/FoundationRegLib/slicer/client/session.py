@@ -42,7 +42,7 @@ class Session:
         return self._correcting is not None
 
     def probe(self, point, side: str, encoder: str, answer: Callable[[dict | Exception], None]) -> None:
-        """What ``encoder`` sees at ``point`` of ``side``. While one question is open only the newest other one waits."""
+        """What ``encoder`` sees at ``point`` of ``side``. While a question is open only the newest other one waits."""
         if not self.alive:
             answer(self._gone())
             return
@@ -70,7 +70,7 @@ class Session:
         preview: Callable[[dict], None],
         answer: Callable[[dict | Exception], None],
     ) -> None:
-        """The transform that obeys ``pairs`` (``fixed``, ``moving``, ``active``). It replaces a correction under way."""
+        """The transform that obeys ``pairs`` (``fixed``, ``moving``, ``active``); replaces a correction under way."""
         if not self.alive:
             answer(self._gone())
             return
@@ -127,7 +127,7 @@ class Session:
 
 
 def _with_arrays(event: dict, *names: str) -> dict:
-    """``event`` with its files replaced by (array, `Grid`); the files are removed."""
+    """``event`` with its files replaced by (array, `Grid`); the files are removed: each answer has its own."""
     values: dict[str, Any] = dict(event)
     for name in names:
         value = event.get(name)

@@ -14,7 +14,7 @@ SWAPPED = ("Volume", "Mask", "Labels", "Landmarks", "Intensity")
 
 
 class ToolButtons:
-    """Connects the buttons of ``ui``. ``owner()`` gives the node with the result, ``channel()`` the way to the worker."""
+    """Connects the buttons of ``ui``. ``owner()``: the node with the result; ``channel()``: the way to the worker."""
 
     def __init__(
         self, ui, owner: Callable, channel: Callable, say: Callable[[str], None], released: Callable[[], None]

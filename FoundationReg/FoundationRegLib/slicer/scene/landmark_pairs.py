@@ -1,7 +1,7 @@
 """Pairs of landmarks as two markups lists: point n of both is the same anatomy.
 
-They are the lists under *Guide with landmarks*. The fixed list lies under the parent of the fixed volume, the moving one
-under that of the moving volume, so that its points move with the image. A pair that shall not count is not selected.
+They are the lists under *Guide with landmarks*. The fixed list lies under the parent of the fixed volume, the moving
+one under that of the moving volume, so that its points move with the image. A pair that does not count is not selected.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import slicer
 
 from ...core.grid import Grid
-from . import nodes, results
+from . import extras, nodes, results
 
 LOWEST_SHOWN = 0.25
 MATCH_COLOR, TRANSFORM_COLOR, POINT_COLOR = (0.1, 0.9, 0.2), (1.0, 0.75, 0.0), (0.2, 0.8, 1.0)
@@ -35,8 +35,9 @@ class ProbeView:
         layout = slicer.app.layoutManager()
         self._layout = layout.layout if isinstance(layout.layout, int) else layout.layout()
         for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-            state = (composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(),
-                     composite.GetForegroundOpacity(), composite.GetLinkedControl(), composite.GetHotLinkedControl())  # fmt: skip
+            names = ("BackgroundVolumeID", "ForegroundVolumeID", "ForegroundOpacity", "LinkedControl",
+                     "HotLinkedControl")  # fmt: skip
+            state = tuple(getattr(composite, f"Get{name}")() for name in names)
             self._before.append((composite, state))
         slices = [(node, node.GetOrientation()) for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")]
         self._orientations = [(node, text) for node, text in slices if node.GetLayoutName() in ("Red", "Yellow")]
@@ -91,9 +92,8 @@ class ProbeView:
             self._map.SetSaveWithScene(False)
         results.fill_volume(self._map, similarity, grid, volume.GetParentTransformNode())
         display = self._map.GetDisplayNode()
-        colors = results.set_colors(self._map, "colors", "FoundationReg similarity colors", similarity_colors())
+        results.set_colors(self._map, "FoundationReg similarity colors", similarity_colors())
         with slicer.util.NodeModify(display):
-            display.SetAndObserveColorNodeID(colors.GetID())
             display.SetAutoWindowLevel(False)
             display.SetWindowLevelMinMax(0.0, 1.0)
             display.SetApplyThreshold(True)
@@ -145,10 +145,7 @@ class ProbeView:
         """Remove what was added, and put the views back."""
         for node in (self._map, self._marks):
             if node is not None and node.GetScene() is not None:
-                colors = node.GetNodeReference(results.ROLE + "colors")
-                for other in (node.GetDisplayNode(), colors, node):
-                    if other is not None and other.GetScene() is not None:
-                        slicer.mrmlScene.RemoveNode(other)
+                extras.remove(node)
         self._map = self._marks = None
         if not self.shown:
             return
@@ -173,8 +170,7 @@ class ProbeView:
 def similarity_colors() -> np.ndarray:
     """RGBA (256, 4) from dark blue over magenta to yellow: 0 to 1."""
     values = np.linspace(0, 1, 256)
-    stops = np.array(
-        [[0.05, 0.03, 0.30], [0.45, 0.05, 0.60], [0.85, 0.25, 0.45], [0.98, 0.60, 0.15], [0.98, 0.98, 0.45]]
-    )
+    stops = [[0.05, 0.03, 0.3], [0.45, 0.05, 0.6], [0.85, 0.25, 0.45], [0.98, 0.6, 0.15], [0.98, 0.98, 0.45]]
+    stops = np.array(stops)
     rgb = np.stack([np.interp(values, np.linspace(0, 1, len(stops)), stops[:, c]) for c in range(3)], -1)
     return np.hstack([rgb, np.ones((256, 1))])
