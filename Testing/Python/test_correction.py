@@ -168,3 +168,39 @@ def test_a_question_that_cannot_be_answered_is_refused(registration):
     with pytest.raises(InputError, match="features of this registration are gone"):
         registration.corrections()
     registration.workspace = workspace
+
+
+@pytest.fixture(scope="module")
+def coarse(phantom):
+    """A registration on a grid twice as coarse as the images."""
+    fixed, moving = make_grid(), make_grid(**TURNED)
+    images = image_from_array(phantom.on(fixed), fixed), image_from_array(700 - phantom.on(moving, unbend), moving)
+    return register(*images, Settings.from_preset(encoders="mind", search_range_mm=12.0, finest_spacing_mm=4.0))
+
+
+def test_a_region_is_refined_on_a_finer_grid_and_the_rest_stays(coarse):
+    low, high = np.array([-26.0, -22.0, -26.0]), np.array([26.0, 22.0, 26.0])
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True)), -1).reshape(-1, 3)
+    corrections = coarse.corrections()
+    made = corrections.refine_here(corners)
+    assert made.transform.GetDisplacementField().GetSpacing()[0] < coarse.workspace.spacing - 1
+    points = body_points(4000, 9)
+    before, after = (through(t, points) for t in (coarse.transform, made.transform))
+    inside = ((points > low) & (points < high)).all(1)
+    assert np.abs(after - before)[~inside].max() < 1e-3
+    core = ((points > low + 8) & (points < high - 8)).all(1)
+    errors = [np.linalg.norm(found[core] - bend(points[core]), axis=1).mean() for found in (before, after)]
+    assert errors[1] < 0.8 * errors[0], errors
+    assert metrics.folded_percent(metrics.jacobian(made.transform, coarse.fixed)) == 0
+    # Corrections go on from there, through the region, and undo brings back what was.
+    place = np.array([3.0, -4.0, 5.0])
+    corrected = corrections.add(place, bend(place) + np.array((3.0, 0.0, 0.0)))
+    assert corrected.residuals[0] < 0.5 and corrected.regions == made.regions
+    assert corrections.undo() is made and corrections.undo().transform is coarse.transform
+
+
+def test_a_region_that_cannot_be_refined_is_refused(coarse):
+    with pytest.raises(InputError, match="must cover at least"):
+        coarse.corrections().refine_here([[0, 0, 0], [5, 5, 5]])
+    with pytest.raises(InputError, match="must cover at least"):
+        coarse.corrections().refine_here([[900, 0, 0], [990, 90, 90]])

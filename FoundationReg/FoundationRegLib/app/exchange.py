@@ -109,4 +109,5 @@ def save_correction(correction, folder: Path) -> dict:
         "transform": save_image(path, correction.transform.GetDisplacementField()),
         "residuals": list(correction.residuals),
         "conflicts": list(correction.conflicts),
+        "regions": len(correction.regions),
     }

@@ -18,6 +18,7 @@ class Session:
     def __init__(self, run: int, result):
         self.run, self.result = run, result
         self._corrections: dict[tuple, Any] = {}
+        self._regions: list[Any] = []
         self._current = None
 
     @property
@@ -39,23 +40,43 @@ class Session:
         return {**{name: getattr(found, name) for name in names},
                 "similarity": save_array(path, found.similarity, found.grid)}  # fmt: skip
 
-    def correct(self, pairs: list[dict], progress, on_preview):
-        """The `registration.correction.Correction` by ``pairs``; the same one as before when they were given before."""
+    def correct(self, pairs: list[dict], progress, on_preview, regions: int = 0):
+        """The `registration.correction.Correction` by ``pairs`` and the first ``regions`` of the regions refined; the
+        same one as before when they were given before."""
         from ..registration import correction
 
         workspace = self.result._workspace()
         wanted = tuple(
             correction.LandmarkPair(pair["fixed"], pair["moving"], bool(pair.get("active", True))) for pair in pairs
         )
+        layers = tuple(self._regions[:regions])
         if self._current is None:
-            self._current = self._corrections[()] = correction.uncorrected(workspace)
-        if wanted not in self._corrections:
-            made = correction.correct(workspace, self._current, wanted, progress, on_preview)
-            self._corrections[wanted] = made
-            while len(self._corrections) > _REMEMBERED:
-                self._corrections.pop(next(iter(self._corrections)))
-        self._current = self._corrections[wanted] = self._corrections.pop(wanted)
-        return self._current
+            self._keep(correction.uncorrected(workspace))
+        found = self._corrections.get((wanted, layers))
+        if found is None:
+            before = correction.with_regions(workspace, self._current, layers)
+            found = correction.correct(workspace, before, wanted, progress, on_preview)
+        return self._keep(found)
+
+    def refine(self, corners, progress):
+        """The correction in force with the box around ``corners`` registered once more."""
+        from ..registration import correction
+
+        workspace = self.result._workspace()
+        before = self._current or correction.uncorrected(workspace)
+        self._keep(before)
+        made = correction.refine_here(workspace, before, corners, progress)
+        self._regions = list(made.regions)
+        return self._keep(made)
+
+    def _keep(self, correction):
+        """Remember ``correction``, which is in force from now on."""
+        key = (correction.pairs, correction.regions)
+        self._corrections.pop(key, None)
+        self._corrections[key] = self._current = correction
+        while len(self._corrections) > _REMEMBERED:
+            self._corrections.pop(next(iter(self._corrections)))
+        return correction
 
     def measured(self, progress):
         """The result with the transform as it is now, measured."""

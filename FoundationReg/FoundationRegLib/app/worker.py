@@ -13,6 +13,7 @@ Requests ``{"id": 1, "command": ...}``:
         ``background``, ``type``), ``folder`` (where the result's arrays go).
     probe: ``run`` (the id of the last register request), ``point`` (LPS), ``side``, ``encoder``: what it sees there.
         correct: ``run`` and ``pairs`` (``{"fixed", "moving", "active"}``, LPS): the transform that obeys them.
+        refine: ``run`` and ``corners`` (n, 3): the box around them on a finer grid.
         measure: ``run``: the metrics of the transform as it is now. They need what the run left in memory.
     finish, cancel: ``target``, the id of a request. They act at once, between two steps of the work.
     encoders: what the catalogue holds and what is installed. download, import, verify, remove: ``encoder``,
@@ -210,7 +211,13 @@ class Worker:
         def on_preview(correction) -> None:
             self.emit(number, "preview", **save_correction(correction, folder))
 
-        made = self._kept(request).correct(request["pairs"], self._progress(number), on_preview)
+        regions = int(request.get("regions") or 0)
+        made = self._kept(request).correct(request["pairs"], self._progress(number), on_preview, regions)
+        return save_correction(made, folder)
+
+    def _do_refine(self, request: dict) -> dict:
+        folder = Path(request.get("folder") or self.folder)
+        made = self._kept(request).refine(np.asarray(request["corners"], float), self._progress(request["id"]))
         return save_correction(made, folder)
 
     def _do_measure(self, request: dict) -> dict:

@@ -20,26 +20,11 @@ from ..core.progress import Progress
 from ..errors import InputError
 from ..images.conversion import grid_of
 from ..numerics.fields import compose, exponential
-from .correction_step import CorrectionStep
+from .correction_step import CorrectionStep, LandmarkPair
+from .region import Region, applied, refine_region
 from .workspace import Workspace
 
 TOLERANCE_MM = 0.5
-
-
-@dataclass(frozen=True)
-class LandmarkPair:
-    """What lies at ``fixed`` belongs to what lies at ``moving``, both LPS mm. An inactive pair is only remembered."""
-
-    fixed: tuple[float, float, float]
-    moving: tuple[float, float, float]
-    active: bool = True
-
-    def __post_init__(self):
-        for side in ("fixed", "moving"):
-            point = tuple(float(value) for value in getattr(self, side))
-            if len(point) != 3 or not np.isfinite(point).all():
-                raise InputError(f"The {side} point of a pair must be x, y and z in mm, not {getattr(self, side)!r}.")
-            object.__setattr__(self, side, point)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +34,7 @@ class Correction:
     ``velocity`` (3, d, h, w): of the flow before the registration's own displacement, mm, on its nodes.
     ``displacement``: both composed. ``transform``: with the linear stage. ``residuals``: how far, in mm, the transform
     misses each pair, inactive ones included. ``conflicts``: for each pair why it cannot be trusted, or nothing.
+    ``regions``: registered once more on a finer grid, the last one first to move a point; in ``transform`` only.
     """
 
     pairs: tuple[LandmarkPair, ...]
@@ -57,12 +43,36 @@ class Correction:
     transform: sitk.DisplacementFieldTransform
     residuals: tuple[float, ...] = ()
     conflicts: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
 
 
-def uncorrected(workspace: Workspace) -> Correction:
-    """The registration as it was found."""
+def uncorrected(workspace: Workspace, regions: tuple[Region, ...] = ()) -> Correction:
+    """The registration as it was found, but for ``regions`` that were refined since."""
     found = workspace.found.displacement
-    return Correction((), torch.zeros_like(found), found, workspace.transform)
+    transform = _with_regions(workspace.transform, regions)
+    return Correction((), torch.zeros_like(found), found, transform, regions=regions)
+
+
+def refine_here(workspace: Workspace, before: Correction, corners, progress: Progress | None = None) -> Correction:
+    """``before`` with the region around ``corners`` (n, 3), LPS mm, registered once more: `region.refine_region`."""
+    region = refine_region(workspace, before.transform, corners, progress)
+    made = replace(before, transform=applied(region, before.transform), regions=(*before.regions, region))
+    return _judged(made, dict(zip(before.pairs, before.conflicts, strict=True)))
+
+
+def with_regions(workspace: Workspace, before: Correction, regions: tuple[Region, ...]) -> Correction:
+    """``before`` with other refined regions."""
+    if regions == before.regions:
+        return before
+    transform = _with_regions(workspace.composed(before.displacement), regions)
+    made = replace(before, transform=transform, regions=regions)
+    return _judged(made, dict(zip(before.pairs, before.conflicts, strict=True)))
+
+
+def _with_regions(transform: sitk.DisplacementFieldTransform, regions: tuple[Region, ...]):
+    for region in regions:
+        transform = applied(region, transform)
+    return transform
 
 
 def correct(
@@ -82,29 +92,32 @@ def correct(
     changed = _changed(before.pairs, pairs)
     notes = dict(zip(before.pairs, before.conflicts, strict=True))
     if not any(pair.active for pair in pairs):
-        return _judged(replace(uncorrected(workspace), pairs=pairs), notes)
+        return _judged(replace(uncorrected(workspace, before.regions), pairs=pairs), notes)
     if not changed:
         return _judged(replace(before, pairs=pairs), notes)
     active = list(dict.fromkeys(pair for pair in pairs if pair.active))
-    step = CorrectionStep(workspace, before.velocity, active, changed)
+    step = CorrectionStep(workspace, before.velocity, active, changed, before.regions)
     progress.check()
     origin = step.reset(before.velocity)
     velocity, share = step.passing(origin)
     unreached = {} if share == 1 else dict.fromkeys(step.new, "It cannot be reached without folding.")
-    quick = _composed(workspace, pairs, step.put(velocity))
+    quick = _composed(workspace, pairs, step.put(velocity), before.regions)
     if on_preview is not None:
         on_preview(_judged(quick, {**notes, **unreached}))
     refined = step.refined(velocity, origin, share, progress)
-    made = _composed(workspace, pairs, step.put(refined)) if refined is not None else quick
+    made = _composed(workspace, pairs, step.put(refined), before.regions) if refined is not None else quick
     progress.check()
     return _judged(made, {**notes, **step.disagreements(made.velocity), **unreached})
 
 
-def _composed(workspace: Workspace, pairs: tuple[LandmarkPair, ...], velocity: Tensor) -> Correction:
+def _composed(
+    workspace: Workspace, pairs: tuple[LandmarkPair, ...], velocity: Tensor, regions: tuple[Region, ...]
+) -> Correction:
     """The correction with the flow of ``velocity`` before the registration's own displacement."""
     spacing = (workspace.spacing,) * 3
     displacement = compose(workspace.found.displacement, exponential(velocity, spacing), spacing)
-    return Correction(pairs, velocity, displacement, workspace.composed(displacement))
+    transform = _with_regions(workspace.composed(displacement), regions)
+    return Correction(pairs, velocity, displacement, transform, regions=regions)
 
 
 def check_pairs(workspace: Workspace, pairs: Sequence[LandmarkPair]) -> None:
@@ -183,6 +196,14 @@ class Corrections:
 
     def _replaced(self, number: int, pair: LandmarkPair, options: dict) -> Correction:
         return self.set([pair if n == number else other for n, other in enumerate(self.pairs)], **options)
+
+    def refine_here(self, corners, progress: Progress | None = None) -> Correction:
+        """Register the box around ``corners`` (n, 3), LPS mm of the fixed side, once more on a finer grid."""
+        made = refine_here(self.workspace, self.current, corners, progress)
+        self._past = [*self._past, self.current][-self.keep :]
+        self._future.clear()
+        self.current = made
+        return made
 
     def undo(self) -> Correction:
         """Back to before the last change. Nothing happens when there is none."""

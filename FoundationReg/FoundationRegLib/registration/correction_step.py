@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.constants import METHOD
 from ..core.progress import Progress
+from ..errors import InputError
 from ..images.inversion import inverse_points
 from ..numerics import local_flows
 from ..numerics.data_term import FeaturePair
 from ..numerics.fields import compose, exponential, sample_at
 from ..numerics.gauss_newton import gauss_newton
 from .deformable import regulariser_of
+from .region import Region
 from .workspace import Workspace
-
-if TYPE_CHECKING:
-    from .correction import LandmarkPair
 
 # Nothing moves so far from a pair.
 _REACH_MM = 40.0
@@ -37,18 +36,44 @@ _SHARES = (1.0, 0.75, 0.5, 0.3, 0.15)
 _LOOK_MM, _WORSE = 8.0, 2.0
 
 
+@dataclass(frozen=True)
+class LandmarkPair:
+    """What lies at ``fixed`` belongs to what lies at ``moving``, both LPS mm. An inactive pair is only remembered."""
+
+    fixed: tuple[float, float, float]
+    moving: tuple[float, float, float]
+    active: bool = True
+
+    def __post_init__(self):
+        for side in ("fixed", "moving"):
+            point = tuple(float(value) for value in getattr(self, side))
+            if len(point) != 3 or not np.isfinite(point).all():
+                raise InputError(f"The {side} point of a pair must be x, y and z in mm, not {getattr(self, side)!r}.")
+            object.__setattr__(self, side, point)
+
+
 class CorrectionStep:
     """One change of pairs: the box of nodes in which it acts, and what it does there. Places are in nodes of the box.
 
     ``velocity``: of the flow before the change. ``active``: the pairs that count after it; ``changed``: those that
-    count only before or only after it.
+    count only before or only after it. ``regions`` move points first.
     """
 
-    def __init__(self, workspace: Workspace, velocity: Tensor, active: list[LandmarkPair], changed: list[LandmarkPair]):
+    def __init__(
+        self,
+        workspace: Workspace,
+        velocity: Tensor,
+        active: list[LandmarkPair],
+        changed: list[LandmarkPair],
+        regions: tuple[Region, ...] = (),
+    ):
         self.workspace, self.velocity = workspace, velocity
         self.spacing = workspace.spacing
         everything = active + [pair for pair in changed if pair not in active]
-        starts = workspace.nodes([pair.fixed for pair in everything])
+        origins = np.array([pair.fixed for pair in everything], float)
+        for region in reversed(regions):
+            origins = region.moved(origins)
+        starts = workspace.nodes(origins)
         ends, reached = workspace.before_transform([pair.moving for pair in everything])
         lengths = (ends - starts).norm(dim=1) * self.spacing
         reaches = _reach(lengths)

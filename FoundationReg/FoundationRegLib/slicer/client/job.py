@@ -6,7 +6,6 @@ follows it. No Qt is needed; someone calls `Channel.pump` regularly, usually a t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -19,12 +18,12 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from ... import errors
 from ...core.grid import Grid
 from ...errors import Cancelled, FoundationRegError, InputError
 from ...evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..scene import extras, nodes, results
 from ..scene.preview import LivePreview
+from .answers import as_exception, load_array
 from .channel import Channel
 from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
 
@@ -187,7 +186,7 @@ class RegistrationJob:
         elif kind == "error" and self.result is not None:
             self._leave_unmeasured(f"The result could not be measured: {event.get('message', '')}")
         elif kind == "error":
-            error = _as_exception(event)
+            error = as_exception(event)
             self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))
         elif kind == "result":
             self._take_result(event)
@@ -219,9 +218,9 @@ class RegistrationJob:
         try:
             keep = self._channel.process.keep_files
             keys = ("transform", "uncertainty", "warped")
-            arrays = {key: _load(event.pop(key), keep) for key in keys if event.get(key)}
+            arrays = {key: load_array(event.pop(key), keep) for key in keys if event.get(key)}
             features = {
-                encoder: {side: _load(value, keep) for side, value in pair.items()}
+                encoder: {side: load_array(value, keep) for side, value in pair.items()}
                 for encoder, pair in event.pop("features", {}).items()
             }
             self._drop_preview()
@@ -385,18 +384,3 @@ class RegistrationJob:
     def _tell(self, event: dict) -> None:
         if self._on_event is not None:
             self._on_event(event)
-
-
-def _load(value: dict, keep: bool = False) -> tuple[np.ndarray, Grid]:
-    array = np.load(value["array"], allow_pickle=False)
-    if not keep:
-        with contextlib.suppress(OSError):
-            Path(value["array"]).unlink()
-    return array, Grid(array.shape[:3], value["affine"])
-
-
-def _as_exception(event: dict) -> FoundationRegError:
-    kind = getattr(errors, str(event.get("kind")), FoundationRegError)
-    if not (isinstance(kind, type) and issubclass(kind, FoundationRegError)):
-        kind = FoundationRegError
-    return kind(event.get("message") or _("The registration failed."))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ... import errors
-from ...core.grid import Grid
 from ...errors import FoundationRegError
+from .answers import as_exception, drop_array, load_array
 from .channel import Channel
 
 
@@ -56,7 +52,7 @@ class Session:
             self._probing = None
             waiting, self._next_probe = self._next_probe, None
             if waiting is not None:
-                _drop(event.get("similarity"))
+                drop_array(event.get("similarity"))
                 self.probe(*waiting)
                 return
             answer(self._error(event) if event["event"] == "error" else _with_arrays(event, "similarity"))
@@ -67,6 +63,7 @@ class Session:
     def correct(
         self,
         pairs: list[dict],
+        regions: int,
         preview: Callable[[dict], None],
         answer: Callable[[dict | Exception], None],
     ) -> None:
@@ -74,7 +71,7 @@ class Session:
         if not self.alive:
             answer(self._gone())
             return
-        self._ask_correction("correct", {"pairs": pairs}, preview, answer)
+        self._ask_correction("correct", {"pairs": pairs, "regions": regions}, preview, answer)
 
     def refine(self, box: dict, preview, answer) -> None:
         """Register a box (``corner`` and ``axes``, LPS) on a finer grid."""
@@ -94,7 +91,7 @@ class Session:
                 preview(_with_arrays(event, "transform"))
             elif event["event"] in ("result", "error"):
                 if not newest:
-                    _drop(event.get("transform"))
+                    drop_array(event.get("transform"))
                     return
                 self._correcting = None
                 answer(self._error(event) if event["event"] == "error" else _with_arrays(event, "transform"))
@@ -118,27 +115,16 @@ class Session:
         return errors.Forgotten("The features of this result are no longer in memory; encode again to go on.")
 
     def _error(self, event: dict) -> FoundationRegError:
-        kind = getattr(errors, str(event.get("kind")), FoundationRegError)
-        if not (isinstance(kind, type) and issubclass(kind, FoundationRegError)):
-            kind = FoundationRegError
-        if kind is errors.Forgotten or event.get("kind") == "died":
+        error = as_exception(event)
+        if isinstance(error, errors.Forgotten) or event.get("kind") == "died":
             self.forgotten = True
-        return kind(event.get("message", "The worker gave no answer."))
+        return error
 
 
 def _with_arrays(event: dict, *names: str) -> dict:
     """``event`` with its files replaced by (array, `Grid`); the files are removed: each answer has its own."""
     values: dict[str, Any] = dict(event)
     for name in names:
-        value = event.get(name)
-        if value is not None:
-            array = np.load(value["array"], allow_pickle=False)
-            _drop(value)
-            values[name] = array, Grid(array.shape[:3], value["affine"])
+        if event.get(name) is not None:
+            values[name] = load_array(event[name])
     return values
-
-
-def _drop(value: dict | None) -> None:
-    if value is not None:
-        with contextlib.suppress(OSError):
-            Path(value["array"]).unlink()

@@ -12,6 +12,7 @@ from ...errors import Cancelled
 from ..client.session import Session
 from ..scene import results
 from ..scene.landmark_pairs import LandmarkPairs, PairState, follow, make_list
+from ..scene.regions import box_of
 from ..scene.review import find_owner
 from .pairs_table import PairsTable
 from .placing import PointPlacer
@@ -47,9 +48,10 @@ class InteractionSection:
         self.pairs: LandmarkPairs | None = None
         self._placer = PointPlacer()
         self._observed: list[tuple] = []
-        self._past: list[tuple[PairState, ...]] = []
-        self._future: list[tuple[PairState, ...]] = []
+        self._past: list[tuple[tuple[PairState, ...], int]] = []
+        self._future: list[tuple[tuple[PairState, ...], int]] = []
         self._known: tuple[PairState, ...] = ()
+        self._regions = 0
         self._good = None
         self._filling = False
         self._fits: list[tuple[float, str]] = []
@@ -95,7 +97,7 @@ class InteractionSection:
 
     def setResult(self, session: Session | None, owner) -> None:
         """A run put its transform into ``owner``; ``session`` asks the worker about it. Pairs are obeyed again."""
-        self.session, self._owner, self._good = session, owner, None
+        self.session, self._owner, self._good, self._regions = session, owner, None, 0
         self._ui.probeButton.checked = False
         self._follow()
         self.update()
@@ -261,7 +263,7 @@ class InteractionSection:
         states = self.pairs.states()
         if states == self._known:
             return
-        self._past.append(self._known)
+        self._past.append((self._known, self._regions))
         self._future = []
         self._known = states
         self._correct()
@@ -277,8 +279,8 @@ class InteractionSection:
     def _step(self, source: list, target: list) -> None:
         if not source or self.pairs is None or not self.pairs.valid:
             return
-        target.append(self._known)
-        self._known = source.pop()
+        target.append((self._known, self._regions))
+        self._known, self._regions = source.pop()
         self._filling = True
         try:
             self.pairs.restore(self._known)
@@ -298,15 +300,16 @@ class InteractionSection:
             self._say(_("The pairs are kept; encode again to make the transform obey them."))
             return
         self._begin()
-        self.session.correct(self.pairs.for_worker(), self._show, self._answered)
+        self.session.correct(self.pairs.for_worker(), self._regions, self._show, self._answered)
 
     def _onRefine(self, _clicked=False) -> None:
         region = self._ui.regionSelector.currentNode()
         if region is None or not self.ready:
             self._say(_("Choose or create a region of interest first."))
             return
-        from ..scene.regions import box_of
-
+        self.ensurePairs()
+        self._past.append((self._known, self._regions))
+        self._future = []
         self._begin()
         self.session.refine(box_of(region, self.session.fixed), self._show, self._answered)
 
@@ -321,6 +324,7 @@ class InteractionSection:
         if self.transform is None:
             return
         results.set_transform(self.transform, *event["transform"], self.session.fixed, self.session.moving)
+        self._regions = event.get("regions", self._regions)
         self._fits = list(zip(event["residuals"], event["conflicts"], strict=True))
         self._table.fill(self._known, self._fits)
         self._changed()

@@ -13,12 +13,13 @@ from ..client.session import Session
 from ..scene import results
 from ..scene.handles import hide_handles
 from . import dependencies, parameters
+from .device_line import DeviceLine
 from .encoders_section import ModelsPanel
 from .interaction_section import InteractionSection
 from .presets_section import PresetPanel
 from .review_section import ReviewPanel
 from .tools import ToolButtons
-from .wording import device_text, stage_title, time_left
+from .wording import stage_title, time_left
 
 REOPTIMIZE_DELAY_MS = 500
 
@@ -33,13 +34,13 @@ class Panel:
         self._busy = self._installing = False
         self._smoothness: float | None = None  # that the last run began with
         self._again = False
-        self._device, self._stage = "", ""
+        self._stage = ""
         self._updating = False
         self.review = ReviewPanel(ui)
         self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
         self.presets = PresetPanel(ui)
         self.interaction = InteractionSection(
-            interactionUi, self.say, self.run, self._transformChanged, self._takeMeasures
+            interactionUi, self.say, self.run, self.review.refresh, self._takeMeasures
         )
         self.tools = ToolButtons(ui, self._resultNode, lambda: logic.channel, self.say, self.interaction.update)
         self._delay = qt.QTimer()
@@ -51,9 +52,8 @@ class Panel:
         ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
         ui.keepFilesCheckBox.connect("toggled(bool)", self._onKeepFiles)
         ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
-        ui.deviceButton.connect("clicked(bool)", self._onDevice)
         ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
-        self._showDevice()
+        self.device = DeviceLine(ui, lambda: logic.channel, lambda: self._parameters)
 
     #
     # Parameters
@@ -104,8 +104,6 @@ class Panel:
             self.review.update()
             self.interaction.followParameters()
             self.tools.update()
-            for widget in (self.ui.interpolationComboBox, self.ui.voxelTypeComboBox, self.ui.backgroundEdit):
-                widget.enabled = node.makeVolume
         finally:
             self._updating = False
         if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
@@ -196,8 +194,7 @@ class Panel:
             self.say(_("Sending the volumes..."))
             self._smoothness = node.smoothness
             self.review.showAfter()
-            if not self._device:
-                self._askDevice()
+            self.device.ask(again=False)
             self._logic.channel.process.keep_files = node.keepFiles
             self._job = self._logic.start(request, self._onEvent, self._allowFolded)
         except FoundationRegError as error:
@@ -290,10 +287,6 @@ class Panel:
         review = self.review.review
         return review.owner if review is not None and review.valid else None
 
-    def _transformChanged(self) -> None:
-        """A correction changed the transform: show what is made from it anew."""
-        self.review.refresh()
-
     def _takeMeasures(self, event: dict) -> None:
         """The transform was measured again after corrections."""
         review = self.review.review
@@ -377,35 +370,6 @@ class Panel:
             node = selector.nodeFromIndex(index)
             selector.setCheckState(node, qt.Qt.Checked if node in wanted else qt.Qt.Unchecked)
         self._updating = False
-
-    #
-    # Device
-    #
-
-    def _showDevice(self) -> None:
-        version = dependencies.torch_version()
-        if self._device:
-            self.ui.deviceLabel.text = self._device
-        elif version is None:
-            self.ui.deviceLabel.text = _("PyTorch is not installed yet; it is asked for when you press Apply.")
-        else:
-            self.ui.deviceLabel.text = _("PyTorch {version}; device not checked yet.").format(version=version)
-        self.ui.deviceButton.enabled = version is not None
-
-    def _onDevice(self, _clicked=False) -> None:
-        self.ui.deviceLabel.text = _("Loading PyTorch...")
-        self._askDevice()
-
-    def _askDevice(self) -> None:
-        device = self._parameters.device if self._parameters is not None else "auto"
-        self._logic.channel.ask(self._takeDevice, "warm", settings={"device": device})
-
-    def _takeDevice(self, event: dict) -> None:
-        if event["event"] == "result":
-            self._device = device_text(event)
-        elif event["event"] == "error":
-            self._device = event["message"]
-        self._showDevice()
 
     #
     # Texts

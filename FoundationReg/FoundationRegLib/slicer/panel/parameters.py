@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ...core.anatomy import PLANE_NAMES
 from ...errors import InputError
 from ...settings import Settings, preset_names
@@ -59,7 +61,11 @@ def apply_preset(parameters, name: str) -> None:
 def repair(parameters) -> None:
     """Give a new parameter node the values of its preset, and replace what this version does not know any more."""
     if parameters.preset not in preset_names():
-        parameters.preset, parameters.initialized = preset_names()[0], False
+        # The values of a preset of one's own stay where it is not at hand.
+        if not parameters.preset.endswith(".json"):
+            parameters.initialized = False
+        if not os.path.isfile(parameters.preset):
+            parameters.preset = preset_names()[0]
     known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or availability.is_path(parameters.encoder)
     if not known:
         parameters.encoder = PRESET_ENCODERS

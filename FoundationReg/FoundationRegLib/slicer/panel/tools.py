@@ -37,6 +37,8 @@ class ToolButtons:
         ui.placeByHandButton.enabled = node is not None and node.movingVolume is not None
         owner = self._owner()
         ui.exportInverseButton.enabled = owner is not None and owner.IsA("vtkMRMLTransformNode")
+        for widget in (ui.interpolationComboBox, ui.voxelTypeComboBox, ui.backgroundEdit):
+            widget.enabled = node is not None and node.makeVolume
         ui.releaseButton.enabled = self._channel().process.alive
 
     def _onSwap(self, _clicked=False) -> None:
