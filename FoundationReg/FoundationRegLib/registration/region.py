@@ -148,8 +148,8 @@ def _node_grid(workspace: Workspace, corners: np.ndarray) -> tuple[Grid, Grid]:
     lattice = Grid.from_axes(shape, base.spacing / parts, base.origin, base.direction)
     limits = np.sort(lattice.indices(fixed.corners()), axis=0)[[0, -1]]
     wanted = lattice.indices(corners)
-    low = np.maximum(np.floor(wanted.min(0)), np.ceil(limits[0])).astype(int)
-    high = np.minimum(np.ceil(wanted.max(0)), np.floor(limits[1])).astype(int) + 1
+    low = np.ceil(np.maximum(wanted.min(0), limits[0])).astype(int)
+    high = np.floor(np.minimum(wanted.max(0), limits[1])).astype(int) + 1
     low, high = np.maximum(low, 0), np.minimum(high, lattice.shape)
     if (high - low < _LEAST_NODES).any():
         least = _LEAST_NODES * float(lattice.spacing.max())
