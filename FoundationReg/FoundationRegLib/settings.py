@@ -89,7 +89,7 @@ class Settings:
     rigid: bool = True
     affine: bool = True
     deformable: bool = True
-    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.15), ("mind", 1.0))
+    encoders: tuple[tuple[str, float], ...] = (("mind", 1.0),)
     planes: tuple[PlaneName, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0

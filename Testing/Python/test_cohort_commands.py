@@ -131,8 +131,8 @@ def test_bad_arguments_of_a_batch(pair, capsys):
 
 
 def test_variants_of_presets_and_encoders():
-    made = chosen_variants(["default", "brain"], ["mind", "preset"], {"threads": 1})
-    assert [v.name for v in made] == ["default with mind", "default", "brain with mind", "brain"]
+    made = chosen_variants(["foundation", "brain"], ["mind", "preset"], {"threads": 1})
+    assert [v.name for v in made] == ["foundation with mind", "foundation", "brain with mind", "brain"]
     assert made[0].settings["encoders"] == [["mind", 1.0]] and made[1].settings["encoders"][0][0] == "medsam-lite"
     assert made[3].settings["search_range_mm"] == 20.0
     (combined,) = chosen_variants(encoders=["medsam-lite=0.15,mind"])

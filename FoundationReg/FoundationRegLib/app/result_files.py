@@ -1,4 +1,4 @@
-"""The files of a registration in its output folder."""
+"""The files of one registration: transform, images, segmentations, report and record."""
 
 from __future__ import annotations
 
