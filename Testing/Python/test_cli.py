@@ -133,11 +133,12 @@ def test_argument_errors_return_two(capsys):
 def test_interrupted_process_ends_with_130_and_leaves_nothing(pair):
     code = (
         "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
-        "from FoundationRegLib import cli, registration\n"
+        "from FoundationRegLib.app import cli\n"
+        "from FoundationRegLib.registration import pipeline\n"
         "def slow(*a, progress, **k):\n"
         "    print('working', flush=True)\n"
         "    while True: time.sleep(0.02); progress.update(0.1)\n"
-        "registration.register = slow\n"
+        "pipeline.register = slow\n"
         "sys.exit(cli.main(['register', sys.argv[3], sys.argv[4], '-e', 'mind', '-o', sys.argv[5], '-q']))"
     )
     here = Path(cli.__file__).parents[2]

@@ -10,7 +10,7 @@ from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer
 from FoundationRegLib.errors import InputError
-from FoundationRegLib.registration import pipeline, pyramid
+from FoundationRegLib.registration import encoding, pipeline
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.slicer.client.process import WorkerProcess
 from FoundationRegLib.weights import store, trust
@@ -92,7 +92,7 @@ def test_what_is_chosen_arrives_at_the_network(pair, monkeypatch):
         made.append(load_encoder(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(pyramid, "load_encoder", spy)
+    monkeypatch.setattr(encoding, "load_encoder", spy)
     register(*pair, QUICK.replace(encoder_layers="2,0", encoder_normalisation="study"))
     network = VisionTransformer(**NETWORK).eval()
     network.load_state_dict(torch.load(store.installed(catalogue()["small"]), weights_only=True))
@@ -137,8 +137,8 @@ def test_a_warm_cache_never_serves_features_of_other_choices(pair, change, tmp_p
 
 def test_masks_weights_and_smoothness_encode_nothing_anew(pair, monkeypatch):
     cache, encoded = Cache(), []
-    real = pyramid.encode_shared
-    monkeypatch.setattr(pyramid, "encode_shared", lambda *a, **k: encoded.append(1) or real(*a, **k))
+    real = encoding.encode_shared
+    monkeypatch.setattr(encoding, "encode_shared", lambda *a, **k: encoded.append(1) or real(*a, **k))
     both = QUICK.replace(encoders="small,mind")
     register(*pair, both, cache=cache)
     lesion = pair[0] * 0

@@ -64,6 +64,8 @@ def test_imports_keep_to_the_layers(module, path):
             allowed = other == package or other in layers.LAYERS.get(package, ())
             excepted = not at_file_scope and (module, name) in layers.LAZY_EXCEPTIONS
             assert allowed or excepted, f"{module} imports {name}, which {package} may not"
+            only = layers.ONLY.get((package.split(".")[0], other))
+            assert only is None or name in only, f"{module} imports {name}, of which only {only} are open to it"
         elif root == "SimpleITK":
             assert package.split(".")[0] in layers.SIMPLEITK, f"{module} imports SimpleITK"
         elif root == "torch" and at_file_scope and module not in layers.TORCH_AT_FILE_SCOPE:
@@ -103,7 +105,9 @@ def test_no_import_circle_at_file_scope():
 
 
 def test_files_are_short_enough_to_read_in_one_sitting():
-    long = {name: count for name, path in modules() if (count := len(path.read_text().splitlines())) > 400}
+    long = {
+        name: count for name, path in modules() if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
     assert not long
 
 

@@ -18,14 +18,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "evaluation": ("core", "images", "numerics"),
     "registration": ("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
     "reporting": ("core", "images", "evaluation", "registration"),
-    "app": (
+    "cohort": (
         *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
         *("registration", "reporting"),
     ),
-    "slicer.scene": ("core",),
-    "slicer.client": ("core", "slicer.scene"),
+    "app": (
+        *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+        *("registration", "reporting", "cohort"),
+    ),
+    "slicer.scene": ("core", "evaluation"),
+    "slicer.client": ("core", "evaluation", "slicer.scene"),
     "slicer.panel": ("core", "settings", "weights", "evaluation", "slicer.scene", "slicer.client"),
 }
+
+# (package, imported package): the only modules of it that may be imported.
+ONLY: dict[tuple[str, str], tuple[str, ...]] = {("slicer", "evaluation"): ("evaluation.titles",)}
 
 # Imports inside a function that the table does not allow, (module, imported module): each for the reason given.
 LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -33,7 +40,7 @@ LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 
 # Packages of others, and where they may be imported at file scope; None of the names: nowhere at file scope.
-SIMPLEITK = ("images", "evaluation", "registration", "reporting", "app")
+SIMPLEITK = ("images", "evaluation", "registration", "reporting", "cohort", "app")
 NO_TORCH_AT_FILE_SCOPE = ("core", "settings", "errors", "weights", "slicer")
 TORCH_AT_FILE_SCOPE = ("weights.checkpoints",)
 RICH = ("app",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,18 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.anatomy import PLANES, nearest_array_axes
 from ..core.grid import Grid
 from ..encoders.base import SliceEncoder
 from ..errors import InputError
 from .raster import triangles
-
-# Which patient axes (LPS: 0 left, 1 posterior, 2 superior) run through the slices, down the rows and along the columns
-# of a picture as radiologists see it, and whether against the axis. The networks know anatomy this way up.
-_PLANES = {
-    "axial": ((2, 1), (1, 1), (0, 1)),
-    "coronal": ((1, 1), (2, -1), (0, 1)),
-    "sagittal": ((0, 1), (2, -1), (1, 1)),
-}
 
 
 def foreground_box(masks: Sequence[np.ndarray], grid: Grid, margin_mm: float = 5.0) -> tuple[slice, slice, slice]:
@@ -42,13 +34,16 @@ def foreground_box(masks: Sequence[np.ndarray], grid: Grid, margin_mm: float = 5
 
 def plane_axes(grid: Grid, plane: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """The array axes that run through the slices of ``plane``, down their rows and along their columns, and +1 or -1
-    for each: whether the picture shows it in the array's order. Oblique grids take the nearest assignment."""
-    if plane not in _PLANES:
-        raise InputError(f"The plane must be one of {', '.join(_PLANES)}, not {plane!r}.")
-    direction = grid.direction
-    order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(direction[n, p[n]]) for n in range(3)))
-    axes = tuple(order[patient] for patient, _ in _PLANES[plane])
-    signs = tuple(int(np.sign(direction[patient, order[patient]])) * sign for patient, sign in _PLANES[plane])
+    for each: whether the picture shows it in the array's order. Oblique grids take the nearest assignment.
+
+    Pictures are shown as radiologists see them, because the networks know anatomy that way up.
+    """
+    if plane not in PLANES:
+        raise InputError(f"The plane must be one of {', '.join(PLANES)}, not {plane!r}.")
+    direction, order, picture = grid.direction, nearest_array_axes(grid), PLANES[plane]
+    patient_axes = (picture.normal, picture.rows, picture.columns)
+    axes = tuple(order[patient] for patient, _ in patient_axes)
+    signs = tuple(int(np.sign(direction[patient, order[patient]])) * sign for patient, sign in patient_axes)
     return axes, signs
 
 
@@ -116,6 +111,11 @@ class SliceView:
     def to_pictures(self, values: Tensor) -> Tensor:
         """The inverse of `to_array`."""
         return values.movedim(self.axes, (0, 1, 2)).flip(self._against())
+
+    def fractions(self, side: int, indices: np.ndarray) -> np.ndarray:
+        """Where array ``indices`` lie in the picture, from 0 at its top (side 0) or left edge (side 1) to 1."""
+        steps = (np.asarray(indices, float) - self._edge[side]) / self._pixel[side] / self.shape[side]
+        return 1 - steps if self._signs[1 + side] < 0 else steps
 
     def _against(self) -> list[int]:
         """Sides of a picture that run against the array's axes."""

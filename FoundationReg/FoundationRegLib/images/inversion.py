@@ -20,7 +20,7 @@ def inverse_points(transform: sitk.Transform, points) -> tuple[np.ndarray, np.nd
     if transform.IsLinear():
         back = np.linalg.inv(affine_matrix(transform))
         return points @ back[:3, :3].T + back[:3, 3], np.ones(len(points), bool)
-    back = np.linalg.inv(_nearest_affine(transform, points))
+    back = np.linalg.inv(nearest_affine(transform, points))
     guess = points @ back[:3, :3].T + back[:3, 3]
     misses = points - _moved(transform, guess)
     for _ in range(50):
@@ -54,7 +54,7 @@ def _newton_steps(transform: sitk.Transform, points: np.ndarray, misses: np.ndar
     return np.einsum("nij,nj->ni", np.linalg.pinv(jacobians), misses)
 
 
-def _nearest_affine(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
+def nearest_affine(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
     """(4, 4) least-squares fit of ``transform`` over its field, or around ``points`` when it has none."""
     if isinstance(transform, sitk.DisplacementFieldTransform) or transform.GetName() == "DisplacementFieldTransform":
         field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()

@@ -18,6 +18,7 @@ LUNG_WINDOW = (-1000.0, 500.0)
 
 _AIR_HU, _PURE_AIR_HU = -500.0, -940.0
 _MASK_SPACING_MM = 3.0
+_OTSU_BINS = 256
 
 
 def intensity_kind(image: sitk.Image | np.ndarray) -> Kind:
@@ -106,14 +107,11 @@ def _lungs(array: np.ndarray) -> np.ndarray:
 
 def _otsu(values: np.ndarray) -> float:
     """Threshold that splits ``values`` best into two classes: Otsu, IEEE Trans. SMC 9 (1979)."""
-    counts, edges = np.histogram(values, 256)
-    centers = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mean_below = np.cumsum(counts * centers) / np.maximum(below, 1)
-    mean_above = (np.sum(counts * centers) - np.cumsum(counts * centers)) / np.maximum(above, 1)
-    between = below * above.astype(float) * (mean_below - mean_above) ** 2
-    return float(centers[np.argmax(between[:-1])])
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.SetNumberOfHistogramBins(_OTSU_BINS)
+    otsu.Execute(sitk.GetImageFromArray(np.asarray(values, np.float32)))
+    # ITK gives the upper edge of the last bin of the lower class; its middle is nearer to both classes.
+    return float(otsu.GetThreshold() - (values.max() - values.min()) / (2 * _OTSU_BINS))
 
 
 def _solid(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from ..core.grid import Grid
@@ -80,7 +81,9 @@ def correlate(fixed: Description, moving: Description) -> tuple[Tensor, Tensor]:
 
     Both (D, H, W), where index n stands for the shift n, or n minus the length for those below zero.
     """
-    lengths = [_fast(a + b - 1) for a, b in zip(fixed.weight.shape, moving.weight.shape, strict=True)]
+    lengths = [
+        next_fast_len(a + b - 1, real=True) for a, b in zip(fixed.weight.shape, moving.weight.shape, strict=True)
+    ]
     spectra = []
     for side in (fixed, moving):
         energy = side.features.square().sum(0)
@@ -116,18 +119,6 @@ def _matrix(fixed: Grid, moving: Grid, shift) -> np.ndarray:
     move = np.eye(4)
     move[:3, 3] = shift
     return moving.affine @ move @ np.linalg.inv(fixed.affine)
-
-
-def _fast(length: int) -> int:
-    """The next length whose only prime factors are 2, 3 and 5."""
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 1
 
 
 def agreement(fixed: Description, moving: Description, matrix: np.ndarray) -> float:

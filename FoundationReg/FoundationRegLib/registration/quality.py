@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from ..evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..settings import Settings
 from .deformable import Deformation
-
-FOLDING_WARNING_PERCENT = 0.05
 
 
 def describe(scores: dict[str, dict], found: Deformation, settings: Settings) -> str:
@@ -17,7 +16,7 @@ def describe(scores: dict[str, dict], found: Deformation, settings: Settings) ->
     folded = after["folded_percent"]
     if folded == 0:
         parts.append("it folds nowhere")
-    elif folded < FOLDING_WARNING_PERCENT:
+    elif folded < FOLDED_LIMIT_PERCENT:
         parts.append(f"{folded:.3f} % of the voxels fold, which is negligible")
     else:
         parts.append(f"{folded:.2f} % of the voxels fold, so landmarks and volumes there cannot be trusted")

@@ -7,12 +7,12 @@ sagittal views.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 
+from ..core.anatomy import PLANES, nearest_array_axes
 from ..core.grid import Grid
 from ..images.conversion import default_background, grid_of
 from ..images.resampling import resample_to_grid
@@ -22,12 +22,6 @@ LONGEST_SIDE_PIXELS = 420
 # Complementary colours: where both images are equally bright, their sum is grey.
 FIXED_COLOUR = np.array([0.10, 0.52, 0.95])
 MOVING_COLOUR = 1.0 - FIXED_COLOUR
-# LPS axes and sense along which rows (downwards) and columns (to the right) of each plane run, and what that shows.
-_PLANES = {
-    "axial": ((1, 1), (0, 1), "APRL"),
-    "coronal": ((2, -1), (0, 1), "SIRL"),
-    "sagittal": ((2, -1), (1, 1), "SIAP"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,7 @@ class Plane:
 
 def anatomical_axes(grid: Grid) -> np.ndarray:
     """(3, 3): column n is the axis of ``grid``, with its sense, that is nearest to LPS axis n."""
-    order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(grid.direction[n, p[n]]) for n in range(3)))
-    axes = grid.direction[:, list(order)]
+    axes = grid.direction[:, list(nearest_array_axes(grid))]
     return axes * np.sign(np.diag(axes))
 
 
@@ -81,14 +74,15 @@ def planes_of(image: sitk.Image, center: np.ndarray | None = None) -> list[Plane
     places = corners @ axes
     low, high, middle = places.min(0), places.max(0), center @ axes
     planes = []
-    for name, ((row, row_sense), (column, column_sense), letters) in _PLANES.items():
+    for name, picture in PLANES.items():
+        (row, row_sense), (column, column_sense) = picture.rows, picture.columns
         start = middle.copy()
         for axis, sense in ((row, row_sense), (column, column_sense)):
             start[axis] = low[axis] + pixel / 2 if sense > 0 else high[axis] - pixel / 2
         through = 3 - row - column
         direction = np.stack([axes[:, through], axes[:, row] * row_sense, axes[:, column] * column_sense], axis=1)
         shape = (1, *(max(1, round((high[axis] - low[axis]) / pixel)) for axis in (row, column)))
-        planes.append(Plane(name, Grid.from_axes(shape, [pixel] * 3, axes @ start, direction), letters))
+        planes.append(Plane(name, Grid.from_axes(shape, [pixel] * 3, axes @ start, direction), picture.letters))
     return planes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...core.anatomy import PLANE_NAMES
 from ...settings import Settings, preset_names
 from ...weights.catalogue import catalogue
 from ..client.request import RegistrationRequest
@@ -30,7 +31,7 @@ FIELDS = {
     "seed": "seed",
 }
 CHOICES = {"fixedIntensity": "fixed_intensity", "movingIntensity": "moving_intensity", "start": "start"}
-PLANES = ("axial", "coronal", "sagittal")
+PLANES = PLANE_NAMES
 COMPUTER = {"device", "memory", "threads", "seed"}  # of the computer, not of the images: a preset leaves them alone
 PRESET_ENCODERS = ""  # those that the preset names
 MIND = "mind"
