@@ -130,11 +130,10 @@ def _scores(
     identity = sitk.Transform(3, sitk.sitkIdentity)
     stages = {"before": inputs.initial or identity, "linear": linear, "after": transform}
     predicted = region_scores(regions, stages) if regions is not None else {}
-    scores = {}
-    for name, candidate in stages.items():
-        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **references)
-        scores[name].update(predicted.get(name, {}))
-        progress.update(0.5)
+    scores = metrics.evaluate_each(inputs.fixed, inputs.moving, stages, mask=inputs.fixed_mask, **references)
+    for name, found in predicted.items():
+        scores[name].update(found)
+    progress.update(0.8)
     return scores
 
 
