@@ -316,7 +316,11 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def initializeParameterNode(self) -> None:
         """Ensure parameter node exists and observed."""
-        self.setParameterNode(self.logic.getParameterNode())
+        self.disconnectParameterNode()
+        parameterNode = self.logic.getParameterNode()
+        # While a scene was loaded, the wrapper cached references to nodes that were not there yet.
+        parameterNode.parameterNode.Modified()
+        self.setParameterNode(parameterNode)
         self.panel.chooseDefaults()
 
     def setParameterNode(self, inputParameterNode: FoundationRegParameterNode | None) -> None:
@@ -467,20 +471,21 @@ class FoundationRegTest(ScriptedLoadableModuleTest):
 
         registerSampleData()
         self.delayDisplay("Making the phantom pair")
-        fixed, moving = loadPhantomPair()
+        fixed, moving = SampleData.downloadSamples("FoundationRegPhantomPair")
         self.assertGreater(fixed.GetImageData().GetScalarRange()[1], 100)
         self.assertGreater(moving.GetImageData().GetScalarRange()[1], 100)
         self.assertIn("FoundationReg", slicer.modules.sampleDataSources)
-        self.assertIsNotNone(SampleData.SampleDataLogic)
 
     def test_RegisterPhantom(self):
         """The whole way through the worker. Skipped where PyTorch is not installed, as on the build machines."""
+        import SampleData
         from FoundationRegLib.slicer.panel import dependencies
 
+        registerSampleData()
         if dependencies.torch_version() is None:
             self.delayDisplay("PyTorch is not installed: the registration is not tested")
             return
-        fixed, moving = loadPhantomPair()
+        fixed, moving = SampleData.downloadSamples("FoundationRegPhantomPair")
         self.delayDisplay("Registering the phantom pair")
         result = FoundationRegLogic().process(fixed, moving, settings={"encoders": "mind", "iterations": 20})
         self.assertIs(moving.GetParentTransformNode(), result.transformNode)

@@ -25,7 +25,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "search_spacing_mm": (0.1, 200), "search_range_mm": (0, 300), "finest_spacing_mm": (0.01, 100),
     "grey_weight": (1e-6, 1e6), "grey_sigma": (0.1, 100), "bias_corrected_weight": (0, 1e6), "smoothness": (1e-6, 1e6),
     "diffusion": (0, 1e6), "bending": (0, 1e6), "iterations": (0, 10_000), "adam_diffusion": (0, 1e6),
-    "adam_rate": (1e-6, 1000), "adam_kernel": (1, 31), "adam_passes": (1, 100), "memory_gb": (0.1, 1e5),
+    "adam_rate": (1e-6, 1000), "adam_kernel": (1, 31), "adam_passes": (1, 100), "memory_gb": (0.001, 1e5),
     "threads": (0, 1024), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 _ZERO_MEANS_AUTOMATIC = ("encoder_pixels", "finest_spacing_mm", "memory_gb")
@@ -55,6 +55,8 @@ class Settings:
         encoder_normalisation: of the input as each network was ``trained``, or as in the ``study``.
         encoder_precision: numbers that the encoders compute with; ``auto`` is what the device does fast and accurately.
         pca_components: channels kept of each foundation encoder by the shared PCA.
+        anatomy: an anatomy network that names regions in both images: its id, or the JSON file that describes your own;
+            empty is none. Its regions are results, a check and a second opinion on the start; they do not guide.
     Search
         search_spacing_mm: distance between the nodes of the discrete search. search_range_mm: its largest displacement.
     Refinement
@@ -86,7 +88,7 @@ class Settings:
     start: Literal["auto", "none", "geometry", "mass", "features"] = "auto"
     rigid: bool = True
     affine: bool = True
-    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.15), ("mind", 1.0))
+    encoders: tuple[tuple[str, float], ...] = (("mind", 1.0),)
     planes: tuple[PlaneName, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0
@@ -94,6 +96,7 @@ class Settings:
     encoder_normalisation: Literal["trained", "study"] = "trained"
     encoder_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     pca_components: int = 12
+    anatomy: str = ""
     search_spacing_mm: float = 6.0
     search_range_mm: float = 35.0
     finest_spacing_mm: float = 0.0

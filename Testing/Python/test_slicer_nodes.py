@@ -121,7 +121,7 @@ def ijk_to_ras(node):
     [
         (lambda: None, "Choose a fixed volume"),
         (lambda: slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "hollow"), "'hollow' has no image data"),
-        (lambda: add_volume(np.zeros((4, 5, 6, 3), np.uint8), class_name="vtkMRMLVectorVolumeNode"), "colour"),
+        (lambda: add_volume(np.zeros((4, 5, 6, 3), np.uint8), class_name="vtkMRMLVectorVolumeNode"), "color or vector"),
         (lambda: add_volume(np.zeros((1, 5, 6), np.uint8), name="flat"), "single slice"),
     ],
 )

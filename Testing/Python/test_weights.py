@@ -373,7 +373,7 @@ def test_every_entry_of_the_catalogue_is_complete():
             continue
         source = item.weights
         assert item.licence and source.file and item.pixels % item.stride == 0
-        assert {"mean", "std"} <= item.options.keys()
+        assert ({"classes", "frame"} if item.names_anatomy else {"mean", "std"}) <= item.options.keys()
         assert source.source in ("url", "wheel", "hub", "manual")
         assert source.url.startswith("https://") or source.member or source.page.startswith("https://")
         assert source.sha256 == "" or len(source.sha256) == 64

@@ -20,7 +20,7 @@ from ..images.writing import write_transform
 from ..registration.pipeline import register
 from ..reporting import views
 from ..settings import Settings
-from .commands import plain, write_results
+from .result_files import plain, write_results
 
 # Points at which there and back again is measured.
 _CONSISTENCY_POINTS = 2000

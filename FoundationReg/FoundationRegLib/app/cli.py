@@ -6,6 +6,7 @@ Nothing heavy is imported until a command really needs it, so that help and mist
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -41,6 +42,15 @@ FILE_ROLES = {
 }
 
 
+# Where the function of a command is, if not in `commands`.
+_MODULES = {
+    "encoders": "encoder_commands",
+    "batch": "batch_commands",
+    "compare": "batch_commands",
+    "sequence": "batch_commands",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
@@ -60,9 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         require_files(args)
-        from . import commands
-
-        getattr(commands, args.command)(args)
+        module = importlib.import_module(f".{_MODULES.get(args.command, 'commands')}", __package__)
+        getattr(module, args.command)(args)
         return 0
     except FoundationRegError as error:
         complain(str(error))
@@ -175,6 +184,12 @@ def _add_register(commands) -> None:
         metavar="ID[=WEIGHT]",
         help="see `foundationreg encoders`, or the path of your own model; repeat to combine several",
     )
+    method.add_argument(
+        "--anatomy",
+        metavar="ID",
+        help="anatomy network that names regions in both images, see `foundationreg encoders`, or the JSON file that "
+        "describes your own",
+    )
     method.add_argument("--affine", action=argparse.BooleanOptionalAction, default=None, help="affine stage")
     method.add_argument("--rigid", action=argparse.BooleanOptionalAction, default=None, help="rigid stage")
     method.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
@@ -195,6 +210,15 @@ def _add_register(commands) -> None:
     for side in IMAGE_ROLES:
         guides.add_argument(f"--{side}-labels", metavar="FILE", help="label map, to measure with")
         guides.add_argument(f"--{side}-points", metavar="FILE", help="points to measure with: .csv .fcsv .mrk.json")
+    for side in IMAGE_ROLES:
+        guides.add_argument(
+            f"--{side}-box",
+            nargs=6,
+            type=float,
+            metavar=("X", "Y", "Z", "X2", "Y2", "Z2"),
+            help=f"two opposite corners, LPS mm, of a box around an organ in the {side} image; what both boxes hold "
+            "is segmented and guides",
+        )
     for what in ("labels", "points"):
         guides.add_argument(f"--guide-with-{what}", action="store_true", help=f"search with the {what} too")
     parser.add_argument("--download", action="store_true", help="fetch weights that are missing without asking")

@@ -91,6 +91,7 @@ def load_encoder(
 
         return load_own(path, target, precision, layers, trusted)
     item = entry(id)
+    _refuse_anatomy(item)
     dtype = choose_precision(precision, target, item)
     if item.family == "mind":
         from .mind import Mind
@@ -110,8 +111,19 @@ def require(id: str, layers: Sequence[int] = ()) -> None:
         if path.is_file():
             numbered(path.name, layers, 0)
         return
-    store.require(entry(id))
-    chosen_layers(entry(id), layers)
+    item = entry(id)
+    _refuse_anatomy(item)
+    store.require(item)
+    chosen_layers(item, layers)
+
+
+def _refuse_anatomy(item: Entry) -> None:
+    """Raise `InputError` for an anatomy network, whose features have names and are used elsewhere."""
+    if item.names_anatomy:
+        raise InputError(
+            f"{item.id} is an anatomy network and no encoder; choose it as such: --anatomy {item.id}, or the setting "
+            f"anatomy={item.id}."
+        )
 
 
 def fingerprint(id: str) -> str:
@@ -125,6 +137,10 @@ def fingerprint(id: str) -> str:
 
 def build_network(item: Entry, path: Path, layers: Sequence[int] = ()) -> nn.Module:
     """The network of an entry with the weights in ``path``. Raises `WeightsError` for keys that do not fit."""
+    if item.names_anatomy:
+        from .anatomy_loading import build_anatomy
+
+        return build_anatomy(item, path)
     return _NETWORKS[item.family](item, path, layers)
 
 

@@ -159,6 +159,16 @@ class TokenStream:
         self.shape = (len(self._numbers), *self._view.tokens)
 
     @property
+    def view(self) -> SliceView:
+        """How the encoder sees the slices."""
+        return self._view
+
+    @property
+    def numbers(self) -> list[int]:
+        """The encoded slices."""
+        return self._numbers
+
+    @property
     def bytes(self) -> int:
         """What all tokens take at half precision."""
         return 2 * math.prod(self.shape) * self._encoder.channels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from ..core.interpreter import python_executable
+
+_READ = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
+_SECONDS = 120
 _lock = threading.RLock()
 
 
@@ -49,6 +54,19 @@ def _silent(number: int) -> Iterator[None]:
     finally:
         os.dup2(kept, number)
         os.close(kept)
+
+
+def survives_reading(path: Path) -> bool:
+    """Whether a process of its own can read the transform file ``path``: damaged HDF5 files can end the one that reads
+    them, and make it complain again when it ends. True where no such process can be started."""
+    try:
+        command = [python_executable(), "-P", "-c", _READ, str(path)]
+        nowhere = subprocess.DEVNULL
+        return subprocess.run(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    except (OSError, ValueError):
+        return True
 
 
 @contextmanager

