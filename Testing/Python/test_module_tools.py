@@ -30,7 +30,7 @@ def test_swap_exchanges_both_sides_with_what_belongs_to_them(bench, panel):
 
 
 def test_placing_by_hand_gives_handles_and_starts_there(bench, panel):
-    fixed, moving = prepare(panel, bench)
+    _fixed, moving = prepare(panel, bench)
     before = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "before")
     moving.SetAndObserveTransformNodeID(before.GetID())
     panel.ui.guidanceCollapsibleButton.collapsed = False
