@@ -39,8 +39,8 @@ def test_batch_writes_every_pair_and_says_with_its_exit_code_that_one_failed(pai
     printed, errors = capsys.readouterr()
     assert "as the images lie" in printed and "1 of 2 results are missing" in errors
     good, bad = rows_of(out)
-    assert bad["status"] == "failed" and "broken.nii.gz is no image that can be read" in bad["reason"]
-    assert float(good["nmi"]) > float(good["nmi_before"]) and good["dice"] == "" if "dice" in good else True
+    assert bad["status"] == "failed" and "broken.nii.gz" in bad["reason"] and "read" in bad["reason"]
+    assert float(good["nmi"]) > float(good["nmi_before"])
     folder = out / "pairs" / good["folder"]
     assert {"transform.h5", "warped.nii.gz", "jacobian.nii.gz", "report.html", "preview.jpg", "result.json"} == {
         path.name for path in folder.iterdir()

@@ -157,15 +157,13 @@ def _scores(
     references = {
         name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
     }
-    similarity = metrics.Similarity(inputs.fixed, inputs.moving, inputs.fixed_mask)
     before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
     stages = {"before": before, "linear": linear, "after": transform}
     predicted = region_scores(regions, stages) if regions is not None else {}
-    scores = {}
-    for n, (name, candidate) in enumerate(stages.items(), 1):
-        scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, similarity=similarity, **references)
-        scores[name].update(predicted.get(name, {}))
-        progress.update(0.2 + 0.8 * n / len(stages))
+    scores = metrics.evaluate_each(inputs.fixed, inputs.moving, stages, mask=inputs.fixed_mask, **references)
+    for name, found in predicted.items():
+        scores[name].update(found)
+    progress.update(0.8)
     return scores
 
 
