@@ -278,3 +278,18 @@ def test_a_worker_killed_during_a_correction_leaves_the_last_good_result(bench, 
     np.testing.assert_array_equal(field(registered), good)
     assert not section.ready and ui.encodeAgainButton.visible
     assert ui.pairsTable.rowCount == 2
+
+
+def test_linear_only_gives_a_linear_transform(bench, registered):
+    ui, node = registered.ui, registered._parameterNode
+    node.outputTransform, node.linearOnly = None, True
+    click(bench, ui.applyButton)
+    bench.wait_until(lambda: not registered.panel._busy, 300)
+    transform = node.outputTransform
+    assert transform.IsA("vtkMRMLLinearTransformNode") and not registered.panel.interaction.ready
+    assert node.movingVolume.GetParentTransformNode() is transform
+    before, after = (
+        np.linalg.norm(found - bend(PLACES), axis=1).mean() for found in (PLACES, moved(transform, PLACES))
+    )
+    assert after < before
+    node.linearOnly = False

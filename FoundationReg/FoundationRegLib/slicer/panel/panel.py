@@ -32,7 +32,7 @@ class Panel:
         self._parameters = None
         self._job = None
         self._busy = self._installing = False
-        self._smoothness: float | None = None  # that the last run began with
+        self._tuning: tuple | None = None  # that the last run began with
         self._again = False
         self._stage = ""
         self._updating = False
@@ -64,7 +64,7 @@ class Panel:
         self._parameters = node
         self._delay.stop()
         if node is None:
-            self._smoothness = None
+            self._tuning = None
         self.presets.setParameters(node)
         self.review.setParameters(node)
         self.models.setParameters(node)
@@ -106,7 +106,7 @@ class Panel:
             self.tools.update()
         finally:
             self._updating = False
-        if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
+        if parameters.tuning_of(node) != self._tuning and node.reoptimize and self._canReoptimize():
             self._delay.start()
 
     def missing(self) -> tuple[str, str]:
@@ -192,7 +192,7 @@ class Panel:
             request = parameters.request_of(node, tuple(self._carried()))
             self._setBusy(True)
             self.say(_("Sending the volumes..."))
-            self._smoothness = node.smoothness
+            self._tuning = parameters.tuning_of(node)
             self.review.showAfter()
             self.device.ask(again=False)
             self._logic.channel.process.keep_files = node.keepFiles
@@ -333,13 +333,13 @@ class Panel:
 
     def _canReoptimize(self) -> bool:
         """Whether there is a result of this session whose features the worker still has."""
-        known = self._smoothness is not None and self.review.review is not None
+        known = self._tuning is not None and self.review.review is not None
         return known and self._logic.channel.process.alive
 
     def _reoptimize(self) -> None:
-        """The smoothness was changed after a run: compute again from what the worker remembers."""
+        """Smoothness or masks were changed after a run: compute again from what the worker remembers."""
         node = self._parameters
-        if node is None or node.smoothness == self._smoothness:
+        if node is None or parameters.tuning_of(node) == self._tuning:
             return
         if self._job is not None and self._job.running:
             self._again = True

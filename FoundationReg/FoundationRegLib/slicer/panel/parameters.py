@@ -104,6 +104,12 @@ def changed_fields(parameters) -> list[str]:
     return [name for name, value in ours.items() if name not in ignored and value != preset[name]]
 
 
+def tuning_of(parameters) -> tuple:
+    """What a result is computed again for as soon as it is changed: the smoothness and the masks."""
+    masks = (parameters.fixedMask, parameters.movingMask, parameters.excludeFixed, parameters.excludeMoving)
+    return (parameters.smoothness, *(mask.GetID() if mask is not None else None for mask in masks))
+
+
 def volume_options(parameters) -> dict:
     """How the output volume is made, as of `RegistrationRequest.volume`. Raises `InputError` for a background that is
     no number."""
