@@ -42,7 +42,7 @@ def register(args: argparse.Namespace) -> None:
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
     if bool(args.fixed_box) != bool(args.moving_box):
         raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
-    require_separate_files(args, single_files)
+    require_separate_files(args, single_files, args.output)
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet)
     folders = [Path(args.output)] if args.output else []
@@ -74,17 +74,19 @@ def register(args: argparse.Namespace) -> None:
         print_result(result, places)
 
 
-def require_separate_files(args: argparse.Namespace, single_files: dict[str, str | None]) -> None:
-    """Raise `InputError` where two results would be one file, or a result would replace an input."""
-    from ..core.files import absolute
+def require_separate_files(args: argparse.Namespace, files: dict[str, str | None], folder: str | None = None) -> None:
+    """Raise `InputError` where two results, ``files`` and those in ``folder``, would be one file, or a result would
+    replace an input or a folder."""
+    from ..core.files import absolute, require_place
 
-    places = {what: absolute(file) for what, file in single_files.items() if file}
-    if args.output:
-        places |= {name: absolute(Path(args.output) / name) for name in RESULT_FILES}
+    places = {what: absolute(file) for what, file in files.items() if file}
+    if folder:
+        places |= {name: absolute(Path(folder) / name) for name in RESULT_FILES}
     seen: dict[Path, str] = {}
     for what, place in places.items():
         if place in seen:
             raise InputError(f"The {seen[place]} and the {what} cannot both be written to {place}.")
+        require_place(place)
         seen[place] = what
     for name, role in FILE_ROLES.items():
         given = getattr(args, name, None)
@@ -122,6 +124,7 @@ def parent_of(file: str) -> Path:
 def apply(args: argparse.Namespace) -> None:
     points = args.input.lower().endswith(POINT_FILES)
     require_suffix("result", args.output, POINT_FILES if points else WRITABLE_IMAGE_SUFFIXES)
+    require_separate_files(args, {"result": args.output})
     if points and args.labels:
         raise InputError("--labels is for images, and the input holds points.")
     if not points and not args.reference:
