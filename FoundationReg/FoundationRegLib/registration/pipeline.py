@@ -30,6 +30,7 @@ from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
 from .result import Registration, build_result
+from .trust import keep_supported
 
 __all__ = ["Cache", "Registration", "register"]
 
@@ -100,6 +101,7 @@ def register(
         pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         with progress.stage("output", 0.15):
+            facts["guided"] = any(guided)
             result = build_result(inputs, transform, facts, pair, deformation, settings, device, progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
@@ -166,8 +168,11 @@ def _align(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk
     ]
     with progress.stage("start", 0.3):
         start = linear.start_transform(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
-    with progress.stage("linear", 0.7):
-        return linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+    with progress.stage("linear", 0.6):
+        found, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+    with progress.stage("check", 0.1):
+        chosen = None if settings.start in ("auto", "features") else start
+        return keep_supported(*sides, found, facts, inputs.initial or chosen, progress)
 
 
 def _deform(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .inputs import Inputs
 from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
+from .trust import Trust, choose, warnings_of
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Registration:
     ``loss``: loss per iteration by refinement level. ``features``: encoder id (or the name of your own model's
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
     ``uncertainty``: error estimate in mm.
-    ``quality``: one plain sentence for the user.
+    ``quality``: one plain sentence for the user. ``trust``: the failure score, and which candidate the result is.
     """
 
     fixed: sitk.Image
@@ -56,6 +57,7 @@ class Registration:
     feature_grid: Grid | None = None
     uncertainty: sitk.Image | None = None
     warped_labels: sitk.Image | None = None
+    trust: Trust | None = None
     warnings: list[str] = field(default_factory=list)
 
     def inverse(self) -> sitk.DisplacementFieldTransform:
@@ -89,20 +91,31 @@ def build_result(
     # A start that bends is kept in full detail.
     lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
     transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
+    start = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    trust = choose(
+        facts.get("witness"), {"after": transform, "linear": linear, "before": start},
+        facts["kept"] != "before", facts.get("guided", False),
+    )  # fmt: skip
+    if trust.kept != "after":
+        linear = start if trust.kept == "before" else linear
+        deformation = replace(deformation, displacement=torch.zeros_like(deformation.displacement), uncertainty=None)
+        transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed)
     progress.update(0.3)
     warped = warp(inputs.moving, transform, inputs.fixed)
     scores = _scores(inputs, linear, transform, progress)
-    warnings = list(dict.fromkeys(inputs.warnings + facts.get("warnings", [])))
+    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *warnings_of(trust)]))
     labels = None
     if inputs.moving_labels is not None:
         labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
-    record = _record(settings, device, deformation, pair) | {"linear": facts.get("kept", "start"), "warnings": warnings}
+    record = _record(settings, device, deformation, pair) | {
+        "linear": facts.get("kept", "start"), "trust": trust.to_dict(), "warnings": warnings,
+    }  # fmt: skip
     pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
     return Registration(
         fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
-        record=record, quality=describe(scores, deformation, settings), loss=deformation.losses, features=pictures,
+        record=record, quality=describe(scores, deformation, settings, trust), loss=deformation.losses, features=pictures,
         feature_grid=picture_grid, uncertainty=_uncertainty_image(deformation, inputs.fixed), warped_labels=labels,
-        warnings=warnings,
+        trust=trust, warnings=warnings,
     )  # fmt: skip
 
 
