@@ -6,7 +6,7 @@
     python dev.py workbench            the module's window, without Slicer
     python dev.py test [ARGUMENTS]     style and the whole test suite; arguments go to pytest
     python dev.py benchmark [NAME]     speed, memory and accuracy
-    python dev.py format               format the sources and list new files in CMake
+    python dev.py format               format the sources; update the lists and the address that CMake holds
     python dev.py setup                only make .venv and install
 
 The first run makes the folder .venv and installs into it the versions in constraints.txt; later runs start at once.
@@ -221,6 +221,7 @@ def format_sources(arguments: list[str]) -> int:
     set_up("test")
     os.chdir(ROOT)
     list_shipped_files()
+    write_public_address()
     return call("-m", "ruff", "check", "--fix", ".") or call("-m", "ruff", "format", ".")
 
 
@@ -241,6 +242,14 @@ def list_shipped_files() -> None:
         block = "".join(f"\n  {name}" for name in [variable, *files]).replace("\n  ", "", 1)
         text = re.sub(rf"set\({variable}\n[^)]*\)", lambda _, block=block: f"set({block}\n  )", text)
     cmake.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_public_address() -> None:
+    """Bring the index description in line with CMakeLists.txt, the one place that holds the project's address."""
+    homepage = re.search(r'EXTENSION_HOMEPAGE "([^"]+)"', (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))[1]
+    path = ROOT / "Resources" / "FoundationReg.json"
+    description = {**json.loads(path.read_text(encoding="utf-8")), "scm_url": f"{homepage}.git"}
+    path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def main(arguments: list[str]) -> int:

@@ -26,10 +26,15 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 if hasattr(slicer.modules, "FoundationRegWidget"):
-    # This is a reload: forget the library, so that its files are read again too.
+    # This is a reload. Slicer runs this file before the old panel's cleanup() (slicer/util.py, reloadScriptedModule),
+    # which would find the new library and leave the worker of the old one running: end it, then forget the library,
+    # so that its files are read again too.
+    if "FoundationRegLib.slicer.client.pump" in sys.modules:
+        sys.modules["FoundationRegLib.slicer.client.pump"].use_channel(None)
     for _name in [name for name in sys.modules if name.partition(".")[0] == "FoundationRegLib"]:
         del sys.modules[_name]
 
+from FoundationRegLib.settings import Settings
 from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
 #
@@ -37,7 +42,7 @@ from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, Re
 #
 
 
-class FoundationReg(ScriptedLoadableModule):
+class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
     """Register 3-D images with the features of pretrained vision foundation models.
 
     The work is done in the package FoundationRegLib beside this file, by a process of its own.
@@ -45,6 +50,8 @@ class FoundationReg(ScriptedLoadableModule):
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self._orphans = None
         self.parent.title = "FoundationReg"
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
         self.parent.dependencies = []
@@ -57,12 +64,49 @@ class FoundationReg(ScriptedLoadableModule):
             "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
             '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'
         )
-        slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", self.onStartupCompleted)
+
+    def onStartupCompleted(self) -> None:
+        """Called once, when all modules are loaded: whether or not the panel is ever opened."""
+        registerSampleData()
+        scene = slicer.mrmlScene
+        for event, call in (
+            (scene.EndImportEvent, self.onSceneEndImport),
+            (scene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved),
+            (scene.NodeRemovedEvent, self.onNodeRemoved),
+        ):
+            if not self.hasObserver(scene, event, call):
+                self.addObserver(scene, event, call)
+
+    def onSceneEndImport(self, caller, event) -> None:
+        """Views of a loaded scene may show what was not saved."""
+        from FoundationRegLib.slicer.scene import views
+
+        views.repair()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
+        """What belongs to a result goes with it."""
+        if node is None or node.GetAttribute("FoundationReg.quality") is None or slicer.mrmlScene.IsClosing():
+            return
+        from FoundationRegLib.slicer.scene import extras
+
+        self._orphans = self._orphans or extras.Orphans()
+        self._orphans.collect(node)
+
+    def onNodeRemoved(self, caller, event) -> None:
+        if self._orphans is not None:
+            orphans, self._orphans = self._orphans, None
+            orphans.remove()
 
 
 #
 # Sample data
 #
+
+
+PHANTOM_SCHEME = "foundationreg-phantom:"
+PHANTOMS = ["PhantomFixed", "PhantomMoving"]
 
 
 def registerSampleData() -> None:
@@ -75,11 +119,13 @@ def registerSampleData() -> None:
         category="FoundationReg",
         sampleName="FoundationRegPhantomPair",
         thumbnailFileName=os.path.join(icons, "FoundationRegPhantomPair.png"),
-        uris="generated",
-        fileNames="generated",
-        nodeNames="generated",
+        uris=[PHANTOM_SCHEME + name for name in PHANTOMS],
+        fileNames=[f"FoundationReg-1-{name}.nrrd" for name in PHANTOMS],
+        nodeNames=PHANTOMS,
         customDownloader=loadPhantomPair,
     )
+    # SampleData.downloadSample() ignores customDownloader (SampleData.py, downloadFromSource), but rewrites URLs.
+    SampleData.SampleDataLogic.registerUrlRewriteRule("FoundationRegPhantom", phantomUrl)
     base = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
     hashes = [
         "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95",
@@ -95,11 +141,20 @@ def registerSampleData() -> None:
     )
 
 
-def loadPhantomPair(source=None) -> list:
-    """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
+def phantomUrl(url: str) -> str:
+    """Make the phantom that ``url`` names and return the URL of its file; any other URL stays as it is."""
+    if not url.startswith(PHANTOM_SCHEME):
+        return url
     from FoundationRegLib.slicer.scene import samples
 
-    volumes = samples.load_pair(source)
+    return samples.phantom_file(url.removeprefix(PHANTOM_SCHEME), slicer.app.temporaryPath).as_uri()
+
+
+def loadPhantomPair(source) -> list:
+    """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
+    import SampleData
+
+    volumes = SampleData.SampleDataLogic().downloadFromSource(source)
     slicer.util.setSliceViewerLayers(*volumes, foregroundOpacity=0.5, fit=True)
     return volumes
 
@@ -109,13 +164,17 @@ def loadPhantomPair(source=None) -> list:
 #
 
 
+DEFAULTS = Settings()
 LabelNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | None
 MaskNode = vtkMRMLSegmentationNode | vtkMRMLLabelMapVolumeNode | vtkMRMLScalarVolumeNode | None
 
 
 @parameterNodeWrapper
 class FoundationRegParameterNode:
-    """All choices of the panel; they are saved with the scene. Lengths are millimeters."""
+    """All choices of the panel; they are saved with the scene. Lengths are millimeters.
+
+    What is a setting starts from its default, until a preset is applied.
+    """
 
     initialized: bool = False  # whether the values of the preset were taken over
     fixedVolume: vtkMRMLScalarVolumeNode
@@ -123,7 +182,7 @@ class FoundationRegParameterNode:
     preset: str = "default"
     encoder: str = ""
     combineMind: bool = True
-    smoothness: Annotated[float, WithinRange(0.1, 10)] = 1.0
+    smoothness: Annotated[float, WithinRange(0.1, 10)] = DEFAULTS.smoothness
 
     makeTransform: bool = True
     outputTransform: vtkMRMLTransformNode
@@ -147,29 +206,30 @@ class FoundationRegParameterNode:
 
     fixedIntensity: Intensity = Intensity.AUTO
     movingIntensity: Intensity = Intensity.AUTO
-    bodyMask: bool = True
+    bodyMask: bool = DEFAULTS.body_mask
     start: Start = Start.AUTO
-    rigid: bool = True
-    affine: bool = True
+    rigid: bool = DEFAULTS.rigid
+    affine: bool = DEFAULTS.affine
     axial: bool = True
     coronal: bool = False
     sagittal: bool = False
-    sliceGap: Annotated[float, WithinRange(0.5, 50)] = 10.0
-    encoderPixels: Annotated[int, WithinRange(0, 2048)] = 0
+    sliceGap: Annotated[float, WithinRange(0.5, 50)] = DEFAULTS.slice_gap_mm
+    encoderPixels: Annotated[int, WithinRange(0, 2048)] = DEFAULTS.encoder_pixels
     encoderLayers: str = ""
-    encoderNormalization: Annotated[str, Choice(["trained", "study"])] = "trained"
-    encoderPrecision: Annotated[str, Choice(["auto", "float32", "bfloat16", "float16"])] = "auto"
-    pcaComponents: Annotated[int, WithinRange(1, 256)] = 12
-    searchRange: Annotated[float, WithinRange(0, 200)] = 30.0
-    searchSpacing: Annotated[float, WithinRange(1, 50)] = 6.0
-    finestSpacing: Annotated[float, WithinRange(0, 20)] = 0.0
-    iterations: Annotated[int, WithinRange(0, 2000)] = 80
-    diffeomorphic: bool = False
-    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
-    memory: Annotated[float, WithinRange(0, 512)] = 0.0
-    threads: Annotated[int, WithinRange(0, 256)] = 0
-    seed: Annotated[int, WithinRange(0, 999999)] = 0
+    encoderNormalization: Annotated[str, Choice(["trained", "study"])] = DEFAULTS.encoder_normalisation
+    encoderPrecision: Annotated[str, Choice(["auto", "float32", "bfloat16", "float16"])] = DEFAULTS.encoder_precision
+    pcaComponents: Annotated[int, WithinRange(1, 256)] = DEFAULTS.pca_components
+    searchRange: Annotated[float, WithinRange(0, 200)] = DEFAULTS.search_range_mm
+    searchSpacing: Annotated[float, WithinRange(1, 50)] = DEFAULTS.search_spacing_mm
+    finestSpacing: Annotated[float, WithinRange(0, 20)] = DEFAULTS.finest_spacing_mm
+    iterations: Annotated[int, WithinRange(0, 2000)] = DEFAULTS.iterations
+    diffeomorphic: bool = DEFAULTS.diffeomorphic
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = DEFAULTS.device
+    memory: Annotated[float, WithinRange(0, 512)] = DEFAULTS.memory_gb
+    threads: Annotated[int, WithinRange(0, 256)] = DEFAULTS.threads
+    seed: Annotated[int, WithinRange(0, 999999)] = DEFAULTS.seed
     livePreview: bool = True
+    keepFiles: bool = False
 
     reoptimize: bool = True
     reviewMode: ReviewMode = ReviewMode.FADE
@@ -196,11 +256,14 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.panel = None
+        self.cohort = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
+        self._parameterNodeObserver = None
 
     def setup(self) -> None:
         """Called when the user opens the module the first time and the widget is initialized."""
+        from FoundationRegLib.slicer.panel.cohort_section import CohortSection
         from FoundationRegLib.slicer.panel.panel import Panel
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -210,10 +273,12 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = FoundationRegLogic()
         self.panel = Panel(self.ui, self.logic)
+        cohortWidget = slicer.util.loadUI(self.resourcePath("UI/Cohort.ui"))
+        self.layout.addWidget(cohortWidget)
+        self.cohort = CohortSection(slicer.util.childWidgetVariables(cohortWidget), lambda: self._parameterNode)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(scene, scene.StartSaveEvent, self.onSceneStartSave)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
         self.initializeParameterNode()
 
@@ -222,6 +287,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.panel is not None:
             self.setParameterNode(None)
+            self.cohort.close()
             self.panel.close()
 
     def enter(self) -> None:
@@ -231,10 +297,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def exit(self) -> None:
         """Called each time the user opens a different module. A running registration goes on."""
         if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self._parameterNodeGuiTag = None
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
-            self._parameterNode = None
+            self.disconnectParameterNode()
             self.panel.suspend()
 
     def onSceneStartClose(self, caller, event) -> None:
@@ -245,10 +308,6 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Called just after the scene is closed."""
         if self.parent.isEntered:
             self.initializeParameterNode()
-
-    def onSceneStartSave(self, caller, event) -> None:
-        """What is saved is the registered state, not the one of before that may be shown."""
-        self.panel.suspend()
 
     def onSceneEndImport(self, caller, event) -> None:
         """A scene was loaded: show the choices and the result that came with it."""
@@ -262,14 +321,21 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setParameterNode(self, inputParameterNode: FoundationRegParameterNode | None) -> None:
         """Set and observe parameter node."""
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+        self.disconnectParameterNode()
         self._parameterNode = inputParameterNode
         if self._parameterNode:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
-            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
+            # Not VTKObservationMixin.addObserver: its dictionary would keep the wrapper alive (slicer/util.py).
+            modified = vtk.vtkCommand.ModifiedEvent
+            self._parameterNodeObserver = self._parameterNode.AddObserver(modified, self.onParametersModified)
         self.panel.setParameters(self._parameterNode)
+
+    def disconnectParameterNode(self) -> None:
+        """Let go of the parameter node that is observed."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNode.RemoveObserver(self._parameterNodeObserver)
+        self._parameterNode = self._parameterNodeGuiTag = self._parameterNodeObserver = None
 
     def onParametersModified(self, caller=None, event=None) -> None:
         self.panel.update()
@@ -300,6 +366,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
+        self._parameterNode = None
 
     @property
     def channel(self):
@@ -309,7 +376,11 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         return pump.shared_channel()
 
     def getParameterNode(self):
-        return FoundationRegParameterNode(super().getParameterNode())
+        """The typed parameter node, the same as long as the node in the scene is the same."""
+        node = super().getParameterNode()
+        if self._parameterNode is None or self._parameterNode.parameterNode is not node:
+            self._parameterNode = FoundationRegParameterNode(node)
+        return self._parameterNode
 
     def process(
         self,
@@ -342,8 +413,10 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         """
         from FoundationRegLib.settings import Settings
         from FoundationRegLib.slicer.client.request import RegistrationRequest
+        from FoundationRegLib.slicer.panel import availability, dependencies
 
         chosen = Settings.from_preset(preset, **(settings or {}))
+        dependencies.check(availability.encoder(name).family for name, _weight in chosen.encoders)
         request = RegistrationRequest(
             fixedNode,
             movingNode,

@@ -13,7 +13,10 @@ import pytest
 from FoundationRegLib.core.grid import Grid
 from module_fixtures import fake_channel, loaded, panel  # noqa: F401
 from scipy import ndimage
+from Workbench import i18n
 from Workbench.fixtures import bench, workbench  # noqa: F401
+
+sys.modules.setdefault("slicer.i18n", i18n)  # slicer-core lacks it
 
 
 def rotation(degrees_about_z=0.0, degrees_about_y=0.0, degrees_about_x=0.0) -> np.ndarray:

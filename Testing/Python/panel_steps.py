@@ -2,6 +2,7 @@
 
 import fake_register
 import numpy as np
+import slicer
 from test_slicer_nodes import add_volume, smooth
 
 
@@ -34,6 +35,7 @@ def click(bench, button):
 def prepare(widget, bench, action=fake_register.QUICK):
     """Choose a pair and an encoder without weights; ``action`` is what the register will do."""
     pair = add_pair()
+    slicer.util.setSliceViewerLayers(*pair)  # as after loading both
     widget.ui.fixedSelector.setCurrentNode(pair[0])
     widget.ui.movingSelector.setCurrentNode(pair[1])
     widget.ui.encoderComboBox.currentIndex = widget.ui.encoderComboBox.findData("mind")
@@ -41,6 +43,16 @@ def prepare(widget, bench, action=fake_register.QUICK):
     widget.ui.smoothnessSlider.value = 3.0
     bench.process_events()
     return pair
+
+
+def layers() -> set:
+    """Names of what the slice views show, as (background, foreground)."""
+    ids = [
+        (composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID())
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    ]
+    found = [tuple(slicer.mrmlScene.GetNodeByID(i or "") for i in pair) for pair in ids]
+    return {tuple(node.GetName() if node is not None else None for node in pair) for pair in found}
 
 
 def run(widget, bench):

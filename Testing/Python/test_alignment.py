@@ -85,7 +85,7 @@ def test_a_given_transform_is_kept_exactly_even_when_it_bends(phantom):
     wide = FIXED.padded(8, 8)
     given = transforms.compose_field(sitk.TranslationTransform(3, (3.0, 2.0, -4.0)), bend, FIXED, wide)
     fixed = conversion.image_from_array(phantom.on(FIXED), FIXED)
-    assert linear.start_transform(fixed, fixed, given=given) is given
+    assert linear.start_transform(fixed, fixed, initial=given) is given
     found, _ = linear.align_linearly(fixed, fixed, given, rigid=False, affine=False)
     assert found is given
     moved, record = linear.align_linearly(fixed, fixed, given, affine=False)

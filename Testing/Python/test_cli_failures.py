@@ -35,14 +35,72 @@ def test_failure_during_the_work_leaves_nothing(pair, capsys, monkeypatch, error
     assert files_below(pair) == before
 
 
-def test_an_unexpected_error_is_not_hidden(pair, monkeypatch):
+def test_an_unexpected_error_is_one_sentence_with_its_log(pair, monkeypatch, capsys, tmp_path):
     def fail(*arguments, **more):
         raise ZeroDivisionError("a bug")
 
+    import pooch
+
     monkeypatch.setattr(pipeline, "register", fail)
-    with pytest.raises(ZeroDivisionError):
-        register(pair, "-o", pair / "out", "-q")
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    assert register(pair, "-o", pair / "out", "-q") == 70
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.count("\n") == 1 and "issues" in said
+    logs = list((tmp_path / "cache" / "logs").iterdir())
+    assert len(logs) == 1 and str(logs[0]) in said and "ZeroDivisionError: a bug" in logs[0].read_text()
     assert not (pair / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without asking them")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_polite_kill_leaves_nothing(pair, monkeypatch, number):
+    def killed(*arguments, **more):
+        signal.raise_signal(getattr(signal, number))
+        signal.raise_signal(getattr(signal, number))
+        pytest.fail("the work went on")
+
+    monkeypatch.setattr(pipeline, "register", killed)
+    before = files_below(pair)
+    assert register(pair, "-o", pair / "new" / "out", "-q") == 130
+    assert files_below(pair) == before
+    assert signal.getsignal(getattr(signal, number)) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--transform", "{out}/a.nii.gz", "--warped", "{out}/a.nii.gz"], "The transform and the warped image cannot"),
+        (["--transform", "{out}/a.h5", "--inverse-transform", "{out}/../out/a.h5"], "cannot both be written"),
+        (["-o", "{out}", "--warped", "{out}/warped.nii.gz"], "cannot both be written"),
+        (["--warped", "{pair}/fixed.nii.gz"], "would replace the fixed image"),
+    ],
+)
+def test_results_that_would_lie_on_one_another_are_refused(pair, capsys, options, words):
+    before = {path: path.read_bytes() for path in pair.iterdir()}
+    options = [text.format(out=pair / "out", pair=pair) for text in options]
+    arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-e", "mind", *options]
+    assert words in refused(capsys, *arguments)
+    assert {path: path.read_bytes() for path in pair.iterdir()} == before
+
+
+def test_a_folder_in_the_place_of_a_result_keeps_all_older_ones(pair, fake_registration, capsys):
+    assert register(pair, "-o", pair / "out", "-q") == 0
+    (pair / "out" / "report.html").unlink()
+    (pair / "out" / "report.html").mkdir()
+    before = {path: path.read_bytes() for path in (pair / "out").iterdir() if path.is_file()}
+    assert register(pair, "-o", pair / "out", "-q", moving="fixed.nii.gz") == 2
+    assert "there is a folder of that name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (pair / "out").iterdir() if path.is_file()} == before
+
+
+def test_a_bad_input_is_never_blamed_on_the_output(pair, capsys):
+    plain = pair / "plain.nii.gz"
+    import gzip
+
+    plain.write_bytes(gzip.decompress((pair / "fixed.nii.gz").read_bytes()))
+    (pair / "cut.nii.gz").write_bytes((pair / "fixed.nii.gz").read_bytes()[:4000])
+    said = refused(capsys, "register", pair / "cut.nii.gz", plain, "-e", "mind", "-o", pair / "out")
+    assert said.startswith(f"The fixed image {pair / 'cut.nii.gz'} ") and ".foundationreg" not in said
 
 
 def test_older_results_survive_a_failed_run(pair, fake_registration, monkeypatch):
@@ -84,12 +142,12 @@ def test_full_disk_leaves_no_file(pair, fake_registration, capsys):
 
 
 def test_folder_without_permission_is_refused(pair, capsys, monkeypatch):
-    from FoundationRegLib.app import results
+    from FoundationRegLib.core import files
 
     def denied(*arguments, **more):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(results.tempfile, "mkdtemp", denied)
+    monkeypatch.setattr(files.Path, "mkdir", denied)
     arguments = ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-e", "mind", "-o", pair / "a" / "b"]
     assert "not allowed" in refused(capsys, *arguments)
     assert not (pair / "a").exists()

@@ -37,7 +37,7 @@ from FoundationRegLib.weights import store
         (["{fixed}", "{moving}", "-o", "{out}", "--encoder", "mind=x"], "The setting encoders cannot be"),
         (["{fixed}", "{moving}", "-o", "{out}", "--set", "smothness=2"], "did you mean 'smoothness'?"),
         (["{fixed}", "{moving}", "-o", "{out}", "--set", "smoothness"], "--set wants KEY=VALUE"),
-        (["{fixed}", "{moving}", "-o", "{out}", "--set", "smoothness=-1"], "must be greater than zero"),
+        (["{fixed}", "{moving}", "-o", "{out}", "--set", "smoothness=-1"], "must lie between"),
         (["{fixed}", "{moving}", "-o", "{out}", "--set", "iterations=1.5"], "The setting iterations cannot be"),
         (["{fixed}", "{moving}", "-o", "{fixed}"], "is a file; choose another name."),
         (["{fixed}", "{moving}", "-o", "{fixed}/below"], "cannot be written"),

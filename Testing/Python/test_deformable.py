@@ -22,6 +22,7 @@ from scipy import ndimage
 SHAPE, SPACING = (24, 28, 32), 2.0
 CPU = torch.device("cpu")
 INNER = np.s_[..., 6:-6, 6:-6, 6:-6]
+ADAM = {"optimizer": "adam", "diffeomorphic": False, "sliding": False, "grey_values": False}
 MIND = Settings(
     encoders=(("mind", 1.0),), search_spacing_mm=4.0, search_range_mm=8.0, slice_gap_mm=6.0, pca_components=3
 )
@@ -100,7 +101,15 @@ def test_smooth_warp_is_recovered(diffeomorphic):
 
 def test_published_schedule_recovers_it_too():
     truth = smooth_truth()
-    settings = MIND.replace(optimizer="adam", diffeomorphic=False, iterations=60, levels=(2,), adam_rate=0.5)
+    settings = MIND.replace(
+        optimizer="adam",
+        diffeomorphic=False,
+        sliding=False,
+        grey_values=False,
+        iterations=60,
+        levels=(2,),
+        adam_rate=0.5,
+    )
     found = deform(make_pair(truth), settings.replace(adam_kernel=3, adam_passes=2, adam_diffusion=0.5), CPU)
     assert error_mm(found, truth).mean() < 1.5, "of more than 4"
 

@@ -234,3 +234,27 @@ def test_a_folder_that_is_called_like_an_encoder_does_not_replace_it(tmp_path, m
     assert load_encoder("mind").channels == 6
     with pytest.raises(InputError, match="There is no encoder"):
         load_encoder("no/such/model.pt")
+
+
+def test_trust_is_for_the_content_that_was_shown(tmp_path, folder):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"harmless")
+    shown = trust.digest(path)
+    assert shown[:12] in trust.question(path, shown)
+    path.write_bytes(b"exchanged while the question stood")
+    assert trust.trust(path, shown) == shown
+    assert not trust.is_trusted(path)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"a": {"file": 3}}', "[" * 100_000, "\udcff", '{"a": {}}', "null"])
+def test_a_malformed_list_of_trusted_files_stops_nothing_but_itself(tmp_path, folder, text):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"x")
+    trust._given.clear()
+    folder.mkdir(exist_ok=True)
+    (folder / trust.FILE).write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert not trust.is_trusted(path)
+    with pytest.raises(InputError, match="not among the trusted"):
+        trust.distrust(path)
+    trust.trust(path)
+    assert trust.is_trusted(path)

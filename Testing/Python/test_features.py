@@ -330,8 +330,8 @@ def test_images_get_the_components_of_numpys_svd_of_all_their_tokens(memory_gb):
 MEMORY = """
 import sys, numpy as np, torch
 from pathlib import Path
-from FoundationRegLib.features import encode_shared
-from FoundationRegLib.grid import Grid
+from FoundationRegLib.features.extraction import encode_shared
+from FoundationRegLib.core.grid import Grid
 class Wide:
     id, channels, stride, multiple, pixels, weights_sha256, bytes_per_pixel = "wide", 512, 4, 4, 128, "", 600
     def __call__(self, slices):

@@ -48,8 +48,8 @@ def test_grid_gives_the_points_that_simpleitk_gives(grid):
         (lambda p: to_file(p / "a.mha", np.zeros((5, 6), np.uint8)), "2 dimensions"),
         (lambda p: to_file(p / "a.mha", np.zeros((3, 5, 6, 7), np.uint8)), "4 dimensions"),
         (lambda p: to_file(p / "a.mha", np.zeros((3, 6, 7), np.uint8)), "at least 4"),
-        (lambda p: (p / "a.nii.gz").write_bytes(b"no image") and p / "a.nii.gz", "cannot be read"),
-        (lambda p: (p / "a.jpg").write_bytes(b"x") and p / "a.jpg", "unknown extension"),
+        (lambda p: (p / "a.nii.gz").write_bytes(b"no image") and p / "a.nii.gz", "no image that can be read"),
+        (lambda p: (p / "a.jpg").write_bytes(b"x") and p / "a.jpg", "no image that can be read"),
         (lambda p: p, "without DICOM"),
     ],
 )
@@ -309,7 +309,7 @@ def test_images_are_written_whole_or_not_at_all(tmp_path):
 WRITE_ON_A_FULL_DISK = """
 import resource, signal, sys
 import numpy as np, SimpleITK as sitk
-from FoundationRegLib import image
+from FoundationRegLib.images import writing
 from FoundationRegLib.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -105,7 +105,9 @@ def test_no_import_circle_at_file_scope():
 
 
 def test_files_are_short_enough_to_read_in_one_sitting():
-    long = {name: count for name, path in modules() if (count := len(path.read_text().splitlines())) > 400}
+    long = {
+        name: count for name, path in modules() if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
     assert not long
 
 

@@ -10,7 +10,7 @@ import pytest
 from module_fixtures import process_is_running
 
 slicer = pytest.importorskip("slicer")
-from panel_steps import click, prepare, run  # noqa: E402
+from panel_steps import click, layers, prepare, run  # noqa: E402
 from test_slicer_nodes import add_linear, add_segmentation, add_volume, affine  # noqa: E402
 
 
@@ -51,23 +51,25 @@ def test_apply_turns_into_cancel(panel, bench, fake_channel):
     nodes_before = slicer.mrmlScene.GetNumberOfNodes()
     click(bench, panel.ui.applyButton)
     assert panel.ui.applyButton.text == "Cancel" and panel.ui.stopHereButton.visible
-    bench.wait_until(lambda: moving.GetParentTransformNode() is not parent, 30)  # the live preview
+    bench.wait_until(lambda: layers() == {("fixed", "moving preview")}, 30)
+    assert moving.GetParentTransformNode() is parent
     bench.wait_until(lambda: panel.ui.progressBar.value > 0, 30)
     assert panel.ui.progressBar.visible and panel.ui.statusLabel.text
     pid, folder = fake_channel.process.pid, fake_channel.process.folder
     click(bench, panel.ui.applyButton)
     assert panel.ui.applyButton.text == "Apply" and not panel.ui.stopHereButton.visible
     assert moving.GetParentTransformNode() is parent and slicer.mrmlScene.GetNumberOfNodes() == nodes_before
+    assert layers() == {("fixed", "moving")}
     assert not process_is_running(pid) and not folder.exists()
     assert "Cancelled" in panel.ui.statusLabel.text
 
 
 def test_stop_here_and_preview_switch(panel, bench):
-    _, moving = prepare(panel, bench, fake_register.UNTIL_FINISH)
+    prepare(panel, bench, fake_register.UNTIL_FINISH)
     click(bench, panel.ui.applyButton)
-    bench.wait_until(lambda: moving.GetParentTransformNode() is not None, 30)
+    bench.wait_until(lambda: layers() == {("fixed", "moving preview")}, 30)
     click(bench, panel.ui.previewCheckBox)
-    assert moving.GetParentTransformNode() is None
+    assert layers() == {("fixed", "moving")}
     click(bench, panel.ui.stopHereButton)
     bench.wait_until(lambda: not panel.panel._busy, 10)
     assert panel.ui.outputTransformSelector.currentNode() is not None
@@ -99,7 +101,7 @@ def test_deleting_an_input_during_the_run(panel, bench):
     _, moving = prepare(panel, bench, fake_register.SLOW)
     with bench.dialogs.answering("OK") as seen:
         click(bench, panel.ui.applyButton)
-        bench.wait_until(lambda: moving.GetParentTransformNode() is not None, 30)
+        bench.wait_until(lambda: layers() == {("fixed", "moving preview")}, 30)
         slicer.mrmlScene.RemoveNode(moving)
         bench.wait_until(lambda: seen, 10)
     assert "'moving' was removed" in seen[0] and not panel.panel._busy

@@ -81,6 +81,12 @@ def test_extension_name_and_dependencies_agree_with_the_index_description():
     assert description["scm_url"] == f"{homepage}.git"
 
 
+def test_the_public_address_stands_in_one_place():
+    owner = re.search(r'EXTENSION_HOMEPAGE "https://github.com/([^"]+)"', read("CMakeLists.txt")).group(1)
+    texts = [name for name in tracked_files() if Path(name).suffix in {".py", ".md", ".txt", ".json", ".toml", ".ui"}]
+    assert [name for name in texts if owner in read(name)] == ["CMakeLists.txt", "Resources/FoundationReg.json"]
+
+
 def test_pictures_named_on_the_home_page_exist():
     cmake = read("CMakeLists.txt")
     urls = re.search(r'EXTENSION_ICONURL "([^"]+)"', cmake).group(1).split()

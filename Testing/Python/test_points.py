@@ -97,7 +97,7 @@ def test_slicer_itself_reads_what_is_written(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.csv", "", "no points"),
+        ("a.csv", "", "is empty"),
         ("a.csv", "x,y,z\n", "no points"),
         ("a.csv", "x,y,z\n1,2\n", "three numbers"),
         ("a.csv", "1,2\n3,4\n", "three columns"),

@@ -1,5 +1,6 @@
 """`register` from images to result: known motions in mm, what comes with a result, and everything that stops it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ from test_deformable import FakeEncoder
 FIXED = make_grid((32, 36, 34), (3.5, 2.5, 3.0))
 MOVING = make_grid((36, 40, 40), (3.0, 2.5, 2.5), turn=(8, -4, 6), flip=(0,), center=(4.0, 1.0, 3.0))
 BODY_POINTS = np.random.default_rng(0).uniform(-20, 20, (80, 3))
+ADAM = {"optimizer": "adam", "diffeomorphic": False, "sliding": False, "grey_values": False}
 MIND = Settings(
     encoders=(("mind", 1.0),), device="cpu", start="none", rigid=False, affine=False, finest_spacing_mm=4.0,
     search_spacing_mm=8.0, search_range_mm=16.0, slice_gap_mm=12.0, pca_components=3,
@@ -113,7 +115,15 @@ def test_smooth_warp_is_recovered_on_any_grid(phantom, grid):
 
 
 def test_published_schedule_with_adam_works_end_to_end(shifted_pair):
-    settings = MIND.replace(optimizer="adam", diffeomorphic=False, iterations=40, levels=[2], adam_rate=0.5)
+    settings = MIND.replace(
+        optimizer="adam",
+        diffeomorphic=False,
+        sliding=False,
+        grey_values=False,
+        iterations=40,
+        levels=[2],
+        adam_rate=0.5,
+    )
     found = register(*shifted_pair, settings.replace(adam_kernel=3, adam_passes=2))
     assert error_mm(found.transform, shifted).mean() < 3.0, "of 8.8"
 
@@ -485,7 +495,7 @@ def test_too_little_memory_takes_a_coarser_grid_and_says_so(shifted_pair, monkey
         return deform(pair, *arguments)
 
     monkeypatch.setattr(pipeline, "deform", short)
-    monkeypatch.setattr(pipeline, "LEAST_VOXELS", 100)
+    monkeypatch.setattr(pipeline, "METHOD", dataclasses.replace(pipeline.METHOD, least_voxels=100))
     found = register(*shifted_pair, NOTHING.replace(finest_spacing_mm=0.0))
     assert len(sizes) == 3 and sizes[1] < 0.8 * sizes[0] and sizes[2] < 0.8 * sizes[1]
     assert found.record["working_grid"]["spacing_mm"] > 1.4 * min(shifted_pair[0].GetSpacing())

@@ -24,7 +24,7 @@ def test_negative_laplacian_agrees_with_scipy():
 
 def priced(u, regulariser):
     """The price itself, written out; ``ease`` counts between two nodes with its mean."""
-    ease = torch.ones(SHAPE) if regulariser.ease is None else regulariser.ease
+    ease = torch.ones(SHAPE) if regulariser.node_weight is None else regulariser.node_weight
     price = 0.0
     for axis in (0, 1, 2):
         count = SHAPE[axis]

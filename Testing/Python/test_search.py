@@ -6,6 +6,8 @@ import torch
 from conftest import smooth_noise
 from FoundationRegLib.errors import Cancelled
 from FoundationRegLib.numerics import search
+from FoundationRegLib.numerics.fields import warp
+from FoundationRegLib.numerics.filters import smooth
 from scipy import ndimage
 
 SHAPE = (11, 13, 12)
@@ -208,3 +210,39 @@ def test_nodes_that_do_not_count_say_nothing_to_the_doubtful():
     field, doubt, weight = torch.zeros(3, 9, 9, 9), torch.zeros(9, 9, 9), torch.ones(9, 9, 9)
     field[:, :, :, 5:], weight[:, :, 5:], doubt[4, 4, 4] = 8.0, 0.0, 100.0
     assert search.fill_inconsistent(field, doubt, weight, 3.0)[:, 4, 4, 4].abs().max() < 0.01
+
+
+def bent_pair(size=30, seed=0):
+    """Smooth features (8, ...), the same ones shifted by (6, 0, -4) nodes, and that shift."""
+    features = torch.randn(8, size, size, size, generator=torch.Generator().manual_seed(seed))
+    for _ in range(4):
+        features = smooth(features)
+    features = features / features.std()
+    shift = torch.zeros(3, size, size, size)
+    shift[0], shift[2] = 6, -4
+    return features, warp(features, -shift, (1.0, 1.0, 1.0)), shift
+
+
+@pytest.mark.parametrize(("room", "step"), [(1e12, 1), (2e8, 2), (5e7, 2), (1.2e7, 3)])
+def test_a_search_that_memory_does_not_hold_is_coarser_and_still_right(room, step):
+    fixed, moving, shift = bent_pair()
+    weight = torch.ones(fixed.shape[1:])
+    assert search.coarsening(weight, 10, room) == step
+    found = search.search(fixed, moving, weight, 10, room)
+    error = (found - shift)[:, 8:-8, 8:-8, 8:-8].norm(dim=0)
+    assert error.mean() < 0.1 and error.max() < 0.75
+
+
+def test_a_search_with_room_is_the_plain_one():
+    fixed, moving, _ = bent_pair()
+    weight = torch.ones(fixed.shape[1:])
+    offsets = search.candidates((4, 4, 4))
+    plain = search.coupled_convex(search.cost_volume(fixed, moving, offsets, weight), offsets, weight)
+    assert torch.equal(search.search(fixed, moving, weight, 4), plain)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 5, 8, 12])
+def test_the_memory_model_counts_the_candidates(radius):
+    weight = torch.ones(30, 30, 30)
+    exact = 2 * 4 * weight.numel() * len(search.candidates((radius,) * 3))
+    assert exact <= search.search_bytes(weight, radius) <= 1.7 * exact

@@ -46,10 +46,10 @@ def test_encoders_may_be_given_one_by_one_with_any_path():
     [
         ({"smothness": 1}, "did you mean 'smoothness'"),
         ({"entirely_else": 1}, "no setting 'entirely_else'"),
-        ({"smoothness": 0}, "greater than zero"),
+        ({"smoothness": 0}, "smoothness must lie between 1e-06 and 1e"),
         ({"smoothness": "nan"}, "cannot be 'nan'"),
         ({"iterations": "2.5"}, "cannot be '2.5'"),
-        ({"iterations": -1}, "must not be negative"),
+        ({"iterations": -1}, "must lie between 0 and 10000, not -1"),
         ({"start": "sideways"}, "one of auto, none, geometry"),
         ({"rigid": "maybe"}, "cannot be 'maybe'"),
         ({"planes": "slanted"}, "cannot be 'slanted'"),
@@ -66,6 +66,45 @@ def test_encoders_may_be_given_one_by_one_with_any_path():
 def test_wrong_settings_get_one_plain_sentence(values, words):
     with pytest.raises(InputError, match=words):
         Settings.from_dict(values)
+
+
+WRONG = [
+    ("pca_components", 0), ("pca_components", -3), ("levels", (1, 2, 4)), ("levels", (4, 4)), ("levels", 4096),
+    ("levels", {}), ("adam_kernel", 4), ("encoders", ()), ("encoders", 3), ("encoders", (("mind", float("nan")),)),
+    ("threads", 100_000), ("threads", 2_147_483_648), ("seed", -1), ("finest_spacing_mm", 1e-9),
+    ("finest_spacing_mm", 1e9), ("search_spacing_mm", 1e9), ("slice_gap_mm", 1e-9), ("grey_sigma", 1e9),
+    ("smoothness", 1e300), ("smoothness", float("inf")), ("iterations", True), ("iterations", 10**30), ("preset", []),
+    ("device", None), ("fixed_window", (0, float("inf"))), ("fixed_window", (1, 2, 3)), ("encoder_layers", [10**9]),
+    ("rigid", []), ("start", ["auto"]), ("planes", ("axial", "axial")), ("planes", 7), ("memory_gb", -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_every_way_to_settings_refuses_the_same(name, value):
+    for make in (lambda: Settings(**{name: value}), lambda: Settings.from_dict({name: value}),
+                 lambda: Settings().replace(**{name: value})):  # fmt: skip
+        with pytest.raises(InputError, match=f"setting {name} ") as caught:
+            make()
+        assert len(str(caught.value)) < 300
+
+
+def test_every_way_to_settings_accepts_texts_and_lists():
+    assert Settings(encoders="mind", levels=[2, 1]) == Settings.from_dict({"encoders": ["mind"], "levels": "2,1"})
+    assert hash(Settings(encoders=[["mind", 1]])) == hash(Settings(encoders="mind"))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"settings": 3}', "[" * 100_000,
+                                  '{"settings": {"a": 1}}', "\xff",
+                                  '{"settings": {"smoothness": 1e999}}', ""])  # fmt: skip
+def test_a_preset_file_that_is_no_preset_is_one_sentence(tmp_path, text):
+    path = tmp_path / "mine.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError):
+        Settings.from_preset(str(path))
+    (tmp_path / "folder.json").mkdir()
+    for name in (tmp_path / "folder.json", tmp_path / ("x" * 300 + ".json"), "\0.json"):
+        with pytest.raises(InputError):
+            Settings.from_preset(str(name))
 
 
 def test_replace_checks_like_the_rest_and_leaves_the_original():

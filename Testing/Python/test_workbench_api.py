@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 API = json.loads((pathlib.Path(__file__).parent / "slicer_api.json").read_text(encoding="utf-8"))
 MODULE_FILES = sorted(
-    [*(ROOT / "FoundationReg").glob("*.py"), *(ROOT / "FoundationReg" / "FoundationRegLib" / "slicer").glob("*.py")]
+    [*(ROOT / "FoundationReg").glob("*.py"), *(ROOT / "FoundationReg" / "FoundationRegLib" / "slicer").rglob("*.py")]
 )
 UI_FILES = sorted((ROOT / "FoundationReg" / "Resources" / "UI").glob("*.ui"))
 

@@ -132,13 +132,12 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
       <item row="1" column="1">
        <widget class="ctkSliderWidget" name="levelSlider">
         <property name="singleStep"><double>0.5</double></property>
-        <property name="spinBoxAlignment"><set>Qt::AlignRight|Qt::AlignVCenter</set></property>
         <property name="SlicerParameterName" stdset="0"><string>level</string></property>
        </widget>
       </item>
       <item row="2" column="1">
-       <widget class="ctkPathLineEdit" name="folderEdit">
-        <property name="filters"><set>ctkPathLineEdit::Dirs|ctkPathLineEdit::Writable</set></property>
+       <widget class="QLineEdit" name="nameEdit">
+        <property name="alignment"><set>Qt::AlignRight|Qt::AlignVCenter</set></property>
        </widget>
       </item>
      </layout>
@@ -154,7 +153,6 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
   <customwidget><class>qMRMLWidget</class><extends>QWidget</extends><header>qMRMLWidget.h</header><container>1</container></customwidget>
   <customwidget><class>qMRMLNodeComboBox</class><extends>QWidget</extends><header>qMRMLNodeComboBox.h</header></customwidget>
   <customwidget><class>ctkSliderWidget</class><extends>QWidget</extends><header>ctkSliderWidget.h</header></customwidget>
-  <customwidget><class>ctkPathLineEdit</class><extends>QWidget</extends><header>ctkPathLineEdit.h</header></customwidget>
  </customwidgets>
  <connections>
   <connection>
@@ -193,7 +191,6 @@ def test_module_loads_and_its_panel_is_clicked(workbench, module_file, tmp_path)
     assert slicer.modules.DummyWidget is widget and slicer.modules.DummyInstance.started == 1
     assert slicer.util.getModuleWidget("Dummy") is widget and widget.calls == ["initialize", "enter"]
     assert widget.ui.inputSelector.mrmlScene() is slicer.mrmlScene, "connected in the .ui file"
-    assert widget.ui.folderEdit.filters == 0x1 | 0x20
     assert widget.ui.levelSlider.value == 40.0 and widget.ui.levelSlider.singleStep == 0.5
     assert stray_attributes(widget.parent) == []
 
@@ -266,21 +263,22 @@ def test_self_test_of_the_module_runs(workbench, module_file):
 
 def test_packages_are_installed_only_after_a_yes(workbench, tmp_path, monkeypatch):
     import slicer
-    import slicer.packaging
+    from Workbench import packaging
 
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("# comment\nnumpy>=1.20\nno-such-package>=2  # why\n", encoding="utf-8")
     listed = slicer.packaging.load_requirements(str(requirements))
     assert [str(requirement) for requirement in listed] == ["numpy>=1.20", "no-such-package>=2"]
     assert slicer.packaging.pip_check("numpy>=1.20") and not slicer.packaging.pip_check(listed)
-    installed = []
-    monkeypatch.setattr(slicer.util, "pip_install", installed.append)
+    monkeypatch.setattr(packaging, "installed", [])
     with workbench.dialogs.answering("Cancel") as seen, pytest.raises(RuntimeError, match="User declined"):
         slicer.packaging.pip_ensure(listed, requester="Dummy")
-    assert installed == [] and "no-such-package" in seen[0] and seen[0].startswith("Dummy - Install Python Packages")
-    with workbench.dialogs.answering("OK"):
+    assert packaging.installed == [] and "no-such-package" in seen[0]
+    assert seen[0].startswith("Dummy - Install Python Packages")
+    monkeypatch.setattr(packaging, "exit_code", 1)
+    with workbench.dialogs.answering("OK"), pytest.raises(subprocess.CalledProcessError):
         slicer.packaging.pip_ensure(listed, requester="Dummy")
-    assert installed == [["no-such-package>=2"]]
+    assert packaging.installed == [["no-such-package>=2"]]
 
 
 def test_python_slicer_runs_this_python(workbench):
@@ -302,8 +300,7 @@ def test_files_are_read_and_written(workbench, tmp_path):
     volume = slicer.util.addVolumeFromArray(values, ijkToRAS=np.diag([-2.0, -3.0, 4.0, 1.0]), name="image")
     for suffix in ("nii.gz", "nrrd", "mha"):
         path = tmp_path / f"image.{suffix}"
-        assert slicer.util.exportNode(volume, str(path))
-        assert volume.GetStorageNode() is None
+        assert slicer.util.saveNode(volume, str(path))
         loaded = slicer.util.loadVolume(str(path), properties={"show": False})
         assert np.array_equal(slicer.util.arrayFromVolume(loaded), values)
         assert np.allclose(loaded.GetSpacing(), (2, 3, 4))

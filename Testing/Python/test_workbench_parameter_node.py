@@ -1,7 +1,6 @@
 """The workbench's parameter nodes: typed values on a real MRML node, in scenes and in widgets."""
 
 import enum
-import pathlib
 from typing import Annotated
 
 import pytest
@@ -18,14 +17,9 @@ class Start(enum.Enum):
 
 @pytest.fixture
 def kinds(workbench):
-    """(class of the parameter node, class of its pack), made once the stand-ins are in place."""
+    """The class of the parameter node, made once the stand-ins are in place."""
     from slicer import vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
-    from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper, parameterPack
-
-    @parameterPack
-    class Advanced:
-        spacing: Annotated[float, WithinRange(1.0, 20.0), Default(5.0)]
-        rounds: int = 100
+    from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper
 
     @parameterNodeWrapper
     class Parameters:
@@ -37,44 +31,41 @@ def kinds(workbench):
         start: Start = Start.HEADERS
         affine: bool = True
         seed: int | None = None
-        folder: pathlib.Path
-        window: tuple[float, float] = (-100.0, 300.0)
-        advanced: Advanced
+        spacing: Annotated[float, WithinRange(1.0, 20.0), Default(5.0)]
+        rounds: int = 100
 
-    return Parameters, Advanced
+    return Parameters
 
 
 @pytest.fixture
 def parameters(kinds):
     import slicer
 
-    return kinds[0](slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode"))
+    return kinds(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode"))
 
 
 def test_defaults_and_validation(parameters):
     assert parameters.fixed is None and parameters.seed is None and len(parameters.carried) == 0
     assert (parameters.smoothness, parameters.preset, parameters.start) == (1.0, "accurate", Start.HEADERS)
-    assert parameters.window == (-100.0, 300.0) and parameters.advanced.spacing == 5.0
-    for name, value in (("smoothness", 4.5), ("preset", "odd"), ("advanced.spacing", 0.0)):
+    assert parameters.spacing == 5.0
+    for name, value in (("smoothness", 4.5), ("preset", "odd"), ("spacing", 0.0)):
         with pytest.raises(ValueError):
             parameters.setValue(name, value)
     for name, value in (("affine", 1), ("start", "HEADERS"), ("smoothness", "1"), ("seed", "7")):
         with pytest.raises(TypeError):
             parameters.setValue(name, value)
-    with pytest.raises(AttributeError):
-        parameters.advanced.spacin = 3.0
     assert parameters.smoothness == 1.0 and parameters.affine is True
 
 
 def test_values_lie_in_the_node_as_slicer_writes_them(parameters):
     parameters.affine = False
     parameters.start = Start.CENTERS
-    parameters.advanced.spacing = 2.5
+    parameters.spacing = 2.5
     parameters.seed = 11
     node = parameters.parameterNode
     stored = {name: node.GetParameter(name) for name in node.GetParameterNames()}
-    assert stored["affine"] == "False" and stored["start"] == "CENTERS" and stored["advanced.spacing"] == "2.5"
-    assert stored["seed.0"] == "11" and stored["window.1"] == "300.0" and stored["carried.len"] == "0"
+    assert stored["affine"] == "False" and stored["start"] == "CENTERS" and stored["spacing"] == "2.5"
+    assert stored["seed.0"] == "11" and stored["carried.len"] == "0"
 
 
 def test_a_saved_and_loaded_scene_restores_every_value(workbench, kinds, parameters, tmp_path):
@@ -85,20 +76,19 @@ def test_a_saved_and_loaded_scene_restores_every_value(workbench, kinds, paramet
     mask = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mask")
     parameters.fixed, parameters.mask, parameters.carried = fixed, mask, [fixed]
     parameters.smoothness, parameters.preset, parameters.start = 2.25, "fast", Start.CENTERS
-    parameters.affine, parameters.seed, parameters.folder = False, 3, pathlib.Path("some") / "folder"
-    parameters.window = (-5.0, 7.5)
-    parameters.advanced.rounds = 12
+    parameters.affine, parameters.seed = False, 3
+    parameters.rounds = 12
     path = str(tmp_path / "scene.mrb")
     assert slicer.util.saveScene(path)
     slicer.mrmlScene.Clear()
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 0
     slicer.util.loadScene(path)
-    loaded = kinds[0](slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")[0])
+    loaded = kinds(slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")[0])
     assert loaded.fixed.GetName() == "fixed image" and loaded.carried[0] is loaded.fixed
     assert loaded.mask.GetName() == "mask"
     assert (loaded.smoothness, loaded.preset, loaded.start) == (2.25, "fast", Start.CENTERS)
-    assert (loaded.affine, loaded.seed, loaded.folder) == (False, 3, pathlib.Path("some/folder"))
-    assert loaded.window == (-5.0, 7.5) and loaded.advanced == kinds[1](5.0, 12)
+    assert (loaded.affine, loaded.seed) == (False, 3)
+    assert (loaded.spacing, loaded.rounds) == (5.0, 12)
 
 
 def test_a_mrml_file_alone_keeps_the_values(workbench, kinds, parameters, tmp_path):
@@ -109,7 +99,7 @@ def test_a_mrml_file_alone_keeps_the_values(workbench, kinds, parameters, tmp_pa
     assert slicer.util.saveScene(path)
     slicer.mrmlScene.Clear()
     slicer.util.loadScene(path)
-    loaded = kinds[0](slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")[0])
+    loaded = kinds(slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")[0])
     assert (loaded.smoothness, loaded.start) == (0.75, Start.CENTERS)
 
 
@@ -150,9 +140,8 @@ def test_widgets_and_node_follow_each_other(workbench, parameters):
         "preset": qt.QComboBox(panel),
         "start": qt.QComboBox(panel),
         "affine": qt.QCheckBox(panel),
-        "folder": ctk.ctkPathLineEdit(panel),
-        "advanced.spacing": ctk.ctkDoubleSpinBox(panel),
-        "advanced.rounds": qt.QSpinBox(panel),
+        "spacing": qt.QDoubleSpinBox(panel),
+        "rounds": qt.QSpinBox(panel),
     }
     for name, widget in widgets.items():
         widget.setProperty("SlicerParameterName", name)
@@ -170,18 +159,16 @@ def test_widgets_and_node_follow_each_other(workbench, parameters):
     widgets["preset"].currentIndex = 0
     widgets["start"].currentIndex = 0
     widgets["affine"].click()
-    widgets["advanced.spacing"].value = 7.0
-    widgets["advanced.rounds"].value = 9
+    widgets["spacing"].value = 7.0
+    widgets["rounds"].value = 9
     assert parameters.fixed is node and parameters.smoothness == 0.5 and parameters.preset == "fast"
     assert parameters.start is Start.CENTERS and parameters.affine is False
-    assert (parameters.advanced.spacing, parameters.advanced.rounds) == (7.0, 9)
+    assert (parameters.spacing, parameters.rounds) == (7.0, 9)
 
     parameters.smoothness, parameters.affine, parameters.fixed = 3.25, True, None
-    parameters.advanced.spacing = 11.0
-    parameters.folder = pathlib.Path("there")
+    parameters.spacing = 11.0
     assert widgets["smoothness"].value == 3.25 and widgets["affine"].checked
-    assert widgets["fixed"].currentNode() is None and widgets["advanced.spacing"].value == 11.0
-    assert widgets["folder"].currentPath == "there"
+    assert widgets["fixed"].currentNode() is None and widgets["spacing"].value == 11.0
 
     parameters.disconnectGui(tag)
     widgets["smoothness"].value = 1.5

@@ -149,11 +149,6 @@ def test_selector_filters_nodes(selector):
     assert selector.nodeCount() == 0
     selector.showHidden = True
     assert selector.nodeCount() == 1
-    selector.addAttribute("vtkMRMLScalarVolumeNode", "role", "fixed")
-    assert selector.nodeCount() == 0
-    volume.SetAttribute("role", "fixed")
-    volume.Modified()
-    assert selector.nodeCount() == 1
 
 
 def test_selector_without_none_takes_the_first_node_when_it_has_no_actions(workbench):
@@ -210,24 +205,6 @@ def test_selector_remembers_a_node_set_before_the_scene(workbench):
     assert box.enabled and box.currentNode() is node
 
 
-def test_segment_selector_lists_segments(workbench):
-    import slicer
-
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "seg")
-    selector = slicer.qMRMLSegmentSelectorWidget()
-    selector.setMRMLScene(slicer.mrmlScene)
-    selector.setCurrentNode(node)
-    heard = []
-    selector.connect("currentSegmentChanged(QString)", heard.append)
-    ids = [node.GetSegmentation().AddEmptySegment(name, name) for name in ("liver", "spleen")]
-    assert list(selector.segmentIDs()) == ids
-    selector.setCurrentSegmentID("spleen")
-    assert selector.currentSegmentID() == "spleen" and heard[-1] == "spleen"
-    selector.multiSelection = True
-    selector.setSelectedSegmentIDs(ids)
-    assert selector.selectedSegmentIDs() == ids
-
-
 def test_checkable_selector_checks_nodes(workbench):
     import qt
     import slicer
@@ -245,16 +222,6 @@ def test_checkable_selector_checks_nodes(workbench):
     assert box.checkedNodes() == [nodes[1]] and heard == [1] and box.checkState(nodes[0]) == qt.Qt.Unchecked
     slicer.mrmlScene.RemoveNode(nodes[1])
     assert box.checkedNodes() == []
-
-
-def test_path_line_edit(workbench, tmp_path):
-    import ctk
-
-    edit, heard = ctk.ctkPathLineEdit(), []
-    edit.filters = ctk.ctkPathLineEdit.Dirs
-    edit.connect("currentPathChanged(QString)", heard.append)
-    edit.currentPath = str(tmp_path)
-    assert edit.currentPath == str(tmp_path) == heard[-1]
 
 
 def test_message_box_remembers_its_answer(workbench):

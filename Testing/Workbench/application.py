@@ -1,10 +1,8 @@
 """Stand-in for ``slicer.app`` (Base/QTCore/qSlicerCoreApplication.h, Base/QTGUI/qSlicerApplication.h)."""
 
 import importlib.metadata
-import logging
 import os
 import pathlib
-import platform
 import shutil
 import stat
 import sys
@@ -13,7 +11,7 @@ import types
 from typing import ClassVar
 
 import slicer
-from PySide6.QtCore import QProcessEnvironment, QSettings, Signal
+from PySide6.QtCore import QSettings, Signal
 from PySide6.QtWidgets import QApplication
 
 from .iomanager import qSlicerCoreIOManager
@@ -34,7 +32,6 @@ class qSlicerApplication(QApplication):
         self._folder, self._testing, self._core = folder, False, None
         self._moduleManager, self._ioManager = qSlicerModuleManager(), qSlicerCoreIOManager()
         self._layoutManager = None
-        self._startupEnvironment = QProcessEnvironment.systemEnvironment()
         QSettings.setDefaultFormat(QSettings.IniFormat)
         if headless:
             QSettings.setPath(QSettings.IniFormat, QSettings.UserScope, str(folder / "settings"))
@@ -70,20 +67,9 @@ class qSlicerApplication(QApplication):
 
     applicationName = property(lambda self: "FoundationReg Workbench")
     applicationVersion = property(lambda self: importlib.metadata.version("slicer-core"))
-    revision = repositoryRevision = property(lambda self: importlib.metadata.version("slicer-core"))
-    majorVersion = property(lambda self: int(self.applicationVersion.split(".")[0]))
-    minorVersion = property(lambda self: int(self.applicationVersion.split(".")[1]))
-    mainApplicationName = applicationName
     slicerHome = property(lambda self: str(self._folder))
     temporaryPath = property(lambda self: str(self._folder / "temporary"))
     cachePath = property(lambda self: str(self._folder / "cache"))
-    defaultScenePath = startupWorkingPath = property(lambda self: os.getcwd())
-    extensionsInstallPath = property(lambda self: str(self._folder / "extensions"))
-    slicerUserSettingsFilePath = property(lambda self: self.userSettings().fileName())
-    os = property(lambda self: {"Linux": "linux", "Darwin": "macosx", "Windows": "win"}[platform.system()])
-    arch = property(lambda self: platform.machine())
-    platform = property(lambda self: f"{self.os}-{self.arch}")
-    isInstalled = property(lambda self: True)
     documentationBaseUrl = property(lambda self: "https://slicer.readthedocs.io/en/latest/")
 
     def mrmlScene(self):
@@ -92,16 +78,11 @@ class qSlicerApplication(QApplication):
     def applicationLogic(self):
         return self._core.app_logic
 
-    def moduleLogic(self, name):
-        return self._core.app_logic.GetModuleLogic(name)
-
     def moduleManager(self):
         return self._moduleManager
 
     def coreIOManager(self):
         return self._ioManager
-
-    ioManager = coreIOManager
 
     def layoutManager(self):
         return self._layoutManager
@@ -118,26 +99,6 @@ class qSlicerApplication(QApplication):
     def userSettings(self):
         return QSettings()
 
-    settings = userSettings
-
-    def revisionUserSettings(self):
-        return QSettings(QSettings.IniFormat, QSettings.UserScope, "FoundationReg", "Workbench-revision")
-
-    def startupEnvironment(self):
-        return self._startupEnvironment
-
-    def environment(self):
-        return QProcessEnvironment.systemEnvironment()
-
-    def setEnvironmentVariable(self, key, value):
-        os.environ[key] = value
-
-    def moduleDocumentationUrl(self, name):
-        return f"{self.documentationBaseUrl}user_guide/modules/{name.lower()}.html"
-
-    def translate(self, context, text, *_):
-        return text
-
     def setRenderPaused(self, paused):
         self._layoutManager.setRenderPaused(paused)
         self.renderPaused.emit(paused)
@@ -148,24 +109,27 @@ class qSlicerApplication(QApplication):
     def resumeRender(self):
         self.setRenderPaused(False)
 
-    def openNodeModule(self, node, role="", context=""):
-        logging.info("The workbench has no module to edit %s", node.GetName() if node else None)
 
-    def openExtensionsManagerDialog(self):
-        slicer.util.infoDisplay("The workbench has no extensions manager.")
-
-    def restart(self):
-        logging.warning("Please restart the workbench.")
+_LAUNCHER = """#!/bin/sh
+"{python}" "$@"
+code=$?
+if [ $code -gt 128 ]; then
+  echo "error: [{python}] exit abnormally - Report the problem." >&2
+  exit 1
+fi
+exit $code
+"""
 
 
 def _provide_python_slicer(folder: pathlib.Path) -> None:
-    """Slicer puts the executable PythonSlicer on the path; here it starts the Python that runs the workbench."""
+    """Slicer puts PythonSlicer on the path: CTK's launcher, which starts Python, hands on what it writes and its exit
+    code, and tells of a killed one with "exit abnormally" and code 1 (commontk/AppLauncher, ctkAppLauncher.cpp)."""
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
         (folder / "PythonSlicer.bat").write_text(f'@"{sys.executable}" %*\n', encoding="utf-8")
     else:
         script = folder / "PythonSlicer"
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+        script.write_text(_LAUNCHER.format(python=sys.executable), encoding="utf-8")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
 
@@ -200,19 +164,11 @@ def built_in_modules(core) -> list[BuiltInModule]:
         "Segmentations": core.segmentations_logic,
         "SubjectHierarchy": core.subject_hierarchy_logic,
         "Markups": core.app_logic.GetModuleLogic("Markups"),
-        "VolumeRendering": core.app_logic.GetModuleLogic("VolumeRendering"),
-        "CropVolume": core.app_logic.GetModuleLogic("CropVolume"),
-        "Colors": core.color_logic,
-        "Data": core.data_logic,
     }
     new = {
         "Transforms": slicer.vtkSlicerTransformLogic(),
         "Models": slicer.vtkSlicerModelsLogic(),
-        "Tables": slicer.vtkSlicerTablesLogic(),
-        "Plots": slicer.vtkSlicerPlotsLogic(),
-        "Texts": slicer.vtkSlicerTextsLogic(),
         "Sequences": slicer.vtkSlicerSequencesLogic(),
-        "Units": slicer.vtkSlicerUnitsLogic(),
     }
     for name, logic in new.items():
         registered[name] = core.register_module_logic(logic, logic_name=name)

@@ -51,13 +51,10 @@ def _install_standins() -> None:
     slicer.qSlicerScriptedLoadableModule = scripted.qSlicerScriptedLoadableModule
     slicer.qSlicerScriptedLoadableModuleWidget = scripted.qSlicerScriptedLoadableModuleWidget
 
-    from . import sampledata, viewdata
+    from . import sampledata
 
     sys.modules["SampleData"] = _module("SampleData", sampledata)
-    data_classes = [viewdata.qMRMLTableView, viewdata.qMRMLPlotView]
-    for cls in data_classes:
-        setattr(slicer, cls.__name__, cls)
-    uiloader.register(*ctk_classes, *mrml_classes, *data_classes)
+    uiloader.register(*ctk_classes, *mrml_classes)
     qt.QUiLoader = uiloader.UiLoader
 
 

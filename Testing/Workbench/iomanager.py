@@ -15,8 +15,6 @@ _TYPES = (
     ("MarkupsFile", (".mrk.json", ".fcsv")),
     ("TransformFile", (".h5", ".tfm", ".mat")),
     ("VolumeFile", (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff", ".hdr", ".img", ".mgz")),
-    ("ModelFile", (".vtk", ".vtp", ".stl", ".ply", ".obj")),
-    ("TableFile", (".csv", ".tsv")),
 )
 _WRITERS = (
     ("vtkMRMLLabelMapVolumeNode", "VolumeFile"),
@@ -24,11 +22,9 @@ _WRITERS = (
     ("vtkMRMLTransformNode", "TransformFile"),
     ("vtkMRMLSegmentationNode", "SegmentationFile"),
     ("vtkMRMLMarkupsNode", "MarkupsFile"),
-    ("vtkMRMLModelNode", "ModelFile"),
-    ("vtkMRMLTableNode", "TableFile"),
 )
 # Loading options of vtkSlicerVolumesLogic::AddArchetypeVolume (vtkSlicerVolumesLogic.h, LoadingOptions).
-_VOLUME_OPTIONS = {"labelmap": 1, "center": 2, "singleFile": 4, "autoWindowLevel": 8, "discardOrientation": 16}
+_LABELMAP, _AUTO_WINDOW_LEVEL = 1, 8
 
 
 class qSlicerCoreIOManager(QObject):
@@ -40,20 +36,6 @@ class qSlicerCoreIOManager(QObject):
 
     def fileWriterFileType(self, node, extension=""):
         return next((kind for class_name, kind in _WRITERS if node.IsA(class_name)), "NoFile")
-
-    def fileWriterExtensions(self, node):
-        formats = self._storage(node).GetSupportedWriteFileTypes()
-        return [formats.GetValue(i) for i in range(formats.GetNumberOfValues())]
-
-    def extractKnownExtension(self, file_name, node):
-        storage = self._storage(node)
-        return storage.GetSupportedFileExtension(str(file_name), True, True) or os.path.splitext(str(file_name))[1]
-
-    def _storage(self, node):
-        storage = node.CreateDefaultStorageNode()
-        storage.UnRegister(None)
-        storage.SetScene(slicer.mrmlScene)  # the formats that ITK writes are known through the scene
-        return storage
 
     def loadNodes(self, fileType, parameters, loadedNodes=None, userMessages=None):
         file_name = str(parameters["fileName"])
@@ -70,9 +52,6 @@ class qSlicerCoreIOManager(QObject):
     def loadScene(self, fileName, clear=True, userMessages=None):
         return self.loadNodes("SceneFile", {"fileName": fileName, "clear": clear}, None, userMessages)
 
-    def loadFile(self, fileName, userMessages=None):
-        return self.loadNodes(self.fileType(fileName), {"fileName": fileName}, None, userMessages)
-
     def _load_SceneFile(self, file_name, parameters):
         scene, clear = slicer.mrmlScene, parameters.get("clear", False)
         if file_name.lower().endswith(".mrb"):
@@ -81,7 +60,7 @@ class qSlicerCoreIOManager(QObject):
         return bool(scene.Connect() if clear else scene.Import())
 
     def _load_VolumeFile(self, file_name, parameters):
-        options = sum(bit for name, bit in _VOLUME_OPTIONS.items() if parameters.get(name, name == "autoWindowLevel"))
+        options = _AUTO_WINDOW_LEVEL | (_LABELMAP if parameters.get("labelmap") else 0)
         name = parameters.get("name") or _base_name(file_name)
         node = slicer.modules.volumes.logic().AddArchetypeVolume(file_name, name, options)
         if node and parameters.get("show", True):
@@ -98,30 +77,12 @@ class qSlicerCoreIOManager(QObject):
 
     def _load_SegmentationFile(self, file_name, parameters):
         name = parameters.get("name") or _base_name(file_name)
-        if file_name.lower().endswith(dict(_TYPES)["SegmentationFile"]):
-            return slicer.modules.segmentations.logic().LoadSegmentationFromFile(file_name, True, name)
-        labelmap = slicer.modules.volumes.logic().AddArchetypeVolume(file_name, name, _VOLUME_OPTIONS["labelmap"])
-        if labelmap is None:
-            return None
-        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-        node.CreateDefaultDisplayNodes()
-        slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labelmap, node)
-        slicer.mrmlScene.RemoveNode(labelmap)
-        return node
+        return slicer.modules.segmentations.logic().LoadSegmentationFromFile(file_name, True, name)
 
     def _load_MarkupsFile(self, file_name, parameters):
         name = parameters.get("name") or _base_name(file_name)
         node_id = slicer.modules.markups.logic().LoadMarkups(file_name, name)
         return slicer.mrmlScene.GetNodeByID(node_id) if node_id else None
-
-    def _load_ModelFile(self, file_name, parameters):
-        node = slicer.modules.models.logic().AddModel(file_name)
-        if node and parameters.get("name"):
-            node.SetName(parameters["name"])
-        return node
-
-    def _load_TableFile(self, file_name, parameters):
-        return slicer.modules.tables.logic().AddTable(file_name, parameters.get("name") or _base_name(file_name))
 
     def saveNodes(self, fileType, parameters, userMessages=None):
         file_name = str(parameters["fileName"])
@@ -146,34 +107,6 @@ class qSlicerCoreIOManager(QObject):
         scene.SetRootDirectory(os.path.dirname(os.path.abspath(fileName)))
         scene.SetURL(fileName)
         return bool(scene.Commit(fileName))
-
-    def exportNodes(self, nodeIDs, fileNames, parameters, hardenTransform, userMessages=None):
-        """Write copies, so that neither the nodes nor their storage nodes change."""
-        for node_id, file_name in zip(nodeIDs, fileNames, strict=True):
-            node = slicer.mrmlScene.GetNodeByID(node_id)
-            scene = slicer.vtkMRMLScene()
-            copy = scene.AddNewNodeByClass(node.GetClassName(), node.GetName())
-            copy.CopyContent(node)
-            if hardenTransform and node.GetParentTransformNode():
-                parent = scene.AddNewNodeByClass("vtkMRMLTransformNode")
-                general = vtk.vtkGeneralTransform()
-                slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(node.GetParentTransformNode(), None, general)
-                parent.SetAndObserveTransformToParent(general)
-                copy.SetAndObserveTransformNodeID(parent.GetID())
-                copy.HardenTransform()
-            storage = self._storage(copy)
-            scene.AddNode(storage)
-            storage.SetFileName(str(file_name))
-            if "useCompression" in parameters:
-                storage.SetUseCompression(parameters["useCompression"])
-            if not storage.WriteData(copy):
-                return False
-        return True
-
-    def addDefaultStorageNodes(self):
-        for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
-            if node.GetSaveWithScene() and node.GetStorageNode() is None:
-                node.AddDefaultStorageNode()
 
 
 def _base_name(file_name: str) -> str:

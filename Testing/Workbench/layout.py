@@ -5,22 +5,19 @@ from typing import ClassVar
 
 import slicer
 import vtk
-from PySide6.QtCore import Property, QObject, QPoint, Qt, Signal
+from PySide6.QtCore import Property, QObject, Qt, Signal
 from PySide6.QtGui import QColor
 from PySide6.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QSplitter,
-    QTabWidget,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
 from .mrmlwidgets import Observations, qMRMLSliderWidget, qMRMLWidget
 from .renderview import make_slice_view, make_threed_view, qMRMLSliceView, qMRMLThreeDView
-from .viewcontrols import SliceLayersPopup
 from .viewdata import qMRMLPlotWidget, qMRMLTableWidget
 
 
@@ -36,44 +33,28 @@ def _apply_properties(node, properties: dict[str, str]) -> None:
         node.SetLayoutColor(*QColor(properties["viewcolor"]).getRgbF()[:3])
 
 
-def _color_name(node) -> str:
-    return "#" + "".join(f"{round(255 * channel):02x}" for channel in node.GetLayoutColor())
-
-
 def _bar(*widgets) -> QWidget:
-    """The coloured strip above a view: its label, then its controls."""
+    """The strip above a view: its coloured label, then its controls."""
     bar = QWidget()
-    bar.setObjectName("ViewBar")
     layout = QHBoxLayout(bar)
     layout.setContentsMargins(0, 0, 0, 0)
-    layout.setSpacing(3)
     label = QLabel()
     label.setObjectName("ViewLabel")
-    label.setAlignment(Qt.AlignCenter)
-    label.setMinimumWidth(22)
     layout.addWidget(label)
     for widget in widgets:
-        layout.addWidget(widget, 1 if isinstance(widget, qMRMLSliderWidget) else 0)
+        layout.addWidget(widget, 1)
     return bar
 
 
 def _show_label(bar: QWidget, node) -> None:
     label = bar.findChild(QLabel, "ViewLabel")
     label.text = node.GetLayoutLabel() or node.GetLayoutName()
-    label.styleSheet = f"background: {_color_name(node)}; color: black; font-weight: bold; padding: 2px 5px;"
-
-
-def _tool(text: str, tip: str, action) -> QToolButton:
-    button = QToolButton()
-    button.setAutoRaise(True)
-    button.text = text
-    button.toolTip = tip
-    button.clicked.connect(lambda: action())
-    return button
+    color = QColor.fromRgbF(*node.GetLayoutColor()).name()
+    label.styleSheet = f"background: {color}; color: black; font-weight: bold; padding: 2px 5px;"
 
 
 class qMRMLSliceControllerWidget(qMRMLWidget):
-    """Offset slider, orientation, fit, and the layers of one slice view."""
+    """The offset slider of a slice view."""
 
     def __init__(self, slice_widget):
         super().__init__(slice_widget)
@@ -83,12 +64,9 @@ class qMRMLSliceControllerWidget(qMRMLWidget):
         self._slider.setObjectName("SliceOffsetSlider")
         self._slider.suffix = " mm"
         self._slider.toolTip = "Position of the slice"
-        self._layers = SliceLayersPopup(slice_widget)
-        self._layersButton = _tool("Layers", "Background and foreground volume of this view", self._show_layers)
-        fit = _tool("Fit", "Fit the slice to the view", slice_widget.fitSliceToBackground)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(_bar(self._slider, fit, self._layersButton))
+        layout.addWidget(_bar(self._slider))
         self._slider.valueChanged.connect(self._on_slider)
         self._observations = Observations(self)
         for subject in (slice_widget.mrmlSliceNode(), slice_widget.sliceLogic()):
@@ -97,11 +75,6 @@ class qMRMLSliceControllerWidget(qMRMLWidget):
 
     def sliceOffsetSlider(self):
         return self._slider
-
-    def _show_layers(self):
-        self._layers.refresh()
-        self._layers.move(self._layersButton.mapToGlobal(QPoint(0, self._layersButton.height)))
-        self._layers.show()
 
     def _on_slider(self, value):
         if self._updating:
@@ -148,12 +121,6 @@ class qMRMLSliceWidget(qMRMLWidget):
         _show_label(self._controller, self.mrmlSliceNode())
 
     sliceViewName = Property(str, lambda self: self.mrmlSliceNode().GetLayoutName())
-    sliceViewLabel = Property(str, lambda self: self.mrmlSliceNode().GetLayoutLabel())
-    sliceOrientation = Property(
-        str,
-        lambda self: self.mrmlSliceNode().GetOrientation(),
-        lambda self, name: self.mrmlSliceNode().SetOrientation(name),
-    )
 
     def sliceView(self):
         return self._canvas
@@ -163,12 +130,8 @@ class qMRMLSliceWidget(qMRMLWidget):
     def sliceLogic(self):
         return self._view._logic
 
-    logic = sliceLogic
-
     def sliceController(self):
         return self._controller
-
-    controllerWidget = sliceController
 
     def mrmlSliceNode(self):
         return self._view.get_view_node()
@@ -177,12 +140,6 @@ class qMRMLSliceWidget(qMRMLWidget):
 
     def mrmlSliceCompositeNode(self):
         return self.sliceLogic().GetSliceCompositeNode()
-
-    def setSliceOrientation(self, orientation):
-        self.mrmlSliceNode().SetOrientation(orientation)
-
-    def interactorStyle(self):
-        return self._view.interactor_style()
 
     def fitSliceToBackground(self):
         logic = self.sliceLogic()
@@ -198,18 +155,10 @@ class qMRMLThreeDWidget(qMRMLWidget):
         super().__init__()
         self._view = make_threed_view(scene, app_logic, name)
         self._canvas = qMRMLThreeDView(self._view, self)
-        turns = [
-            _tool(label, f"Look from {name}", lambda axis=axis: self._canvas.rotateToViewAxis(axis))
-            for axis, (label, name) in enumerate(
-                (("L", "left"), ("R", "right"), ("P", "back"), ("A", "front"), ("I", "below"), ("S", "above"))
-            )
-        ]
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
-        bar = _bar(_tool("Center", "Center the view", self._center), *turns)
-        bar.layout().addStretch(1)
-        layout.addWidget(bar)
+        layout.addWidget(_bar())
         layout.addWidget(self._canvas, 1)
         self.setMRMLScene(scene)
         self.show_view_node()
@@ -232,11 +181,6 @@ class qMRMLThreeDWidget(qMRMLWidget):
         return self._view.get_view_node()
 
     mrmlAbstractViewNode = mrmlViewNode
-
-    def viewLogic(self):
-        return self._view._logic
-
-    logic = viewLogic
 
 
 class qMRMLLayoutManager(QObject):
@@ -297,28 +241,13 @@ class qMRMLLayoutManager(QObject):
     def _build(self, element) -> QWidget:
         if element.tag == "view":
             return self._view_widget(element)
-        kind = element.get("type", "horizontal")
-        items = [(item, self._build(next(iter(item)))) for item in element.findall("item")]
-        if kind == "tab":
-            box = QTabWidget()
-            for item, widget in items:
-                box.addTab(widget, item.get("name", ""))
-        elif kind == "grid":
-            box = QWidget()
-            grid = QGridLayout(box)
-            grid.setContentsMargins(0, 0, 0, 0)
-            grid.setSpacing(2)
-            for item, widget in items:
-                place = (int(item.get(name, default)) for name, default in zip(_GRID_PLACE, (0, 0, 1, 1), strict=True))
-                grid.addWidget(widget, *place)
-        else:
-            box = QSplitter(Qt.Vertical if kind == "vertical" else Qt.Horizontal)
-            box.setChildrenCollapsible(False)
-            box.setHandleWidth(3)
-            for _, widget in items:
-                box.addWidget(widget)
-                box.setStretchFactor(box.indexOf(widget), 1)
-            box.setSizes([int(item.get("splitSize", 0)) or 1000 for item, _ in items])
+        box = QSplitter(Qt.Vertical if element.get("type") == "vertical" else Qt.Horizontal)
+        box.setChildrenCollapsible(False)
+        box.setHandleWidth(3)
+        for item in element.findall("item"):
+            box.addWidget(self._build(next(iter(item))))
+            box.setStretchFactor(box.count() - 1, 1)
+        box.setSizes([1000] * box.count())
         return box
 
     def _view_widget(self, element) -> QWidget:
@@ -351,9 +280,6 @@ class qMRMLLayoutManager(QObject):
     def mrmlScene(self):
         return self._scene
 
-    def viewport(self):
-        return self._viewport
-
     def layoutLogic(self):
         return self._logic
 
@@ -379,24 +305,11 @@ class qMRMLLayoutManager(QObject):
     def plotWidget(self, index):
         return self._of_class(qMRMLPlotWidget)[index]
 
-    def viewWidgets(self):
-        return list(self._shown)
-
     def viewWidget(self, node):
         return next((w for w in self._widgets.values() if w.mrmlAbstractViewNode() is node), None)
 
     def mrmlSliceLogics(self):
         return self._appLogic.GetSliceLogics()
-
-    def mrmlViewLogics(self):
-        return self._appLogic.GetViewLogics()
-
-    def mrmlColorLogic(self):
-        return self._appLogic.GetColorLogic()
-
-    def activeMRMLThreeDViewNode(self):
-        widgets = self._of_class(qMRMLThreeDWidget)
-        return widgets[0].mrmlViewNode() if widgets else None
 
     def resetSliceViews(self):
         for widget in self._of_class(qMRMLSliceWidget):
@@ -411,15 +324,6 @@ class qMRMLLayoutManager(QObject):
             if isinstance(widget, (qMRMLSliceWidget, qMRMLThreeDWidget)):
                 widget.viewWidget().set_paused(paused)
 
-    def pauseRender(self):
-        self.setRenderPaused(True)
-
-    def resumeRender(self):
-        self.setRenderPaused(False)
-
 
 class qSlicerLayoutManager(qMRMLLayoutManager):
     """The application's layout manager (Base/QTGUI/qSlicerLayoutManager.h)."""
-
-
-_GRID_PLACE = ("row", "column", "rowspan", "colspan")

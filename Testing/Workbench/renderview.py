@@ -1,7 +1,7 @@
 """Qt widgets that show Slicer's real slice and 3-D views.
 
 The wheels' own render windows cannot live inside a Qt window. Each view therefore renders offscreen, its frame is
-painted in a widget, and the widget passes mouse, wheel and key events to the view's VTK interactor, so that Slicer's
+painted in a widget, and the widget passes mouse and wheel events to the view's VTK interactor, so that Slicer's
 own interaction (scroll, window and level, pan, zoom, crosshair, rotate) works.
 """
 
@@ -123,9 +123,6 @@ class RenderWidget(QWidget):
     def interactor(self):
         return self.view.interactor()
 
-    def displayableManagerByClassName(self, class_name):
-        return self.view.get_displayable_manager_by_class(class_name)
-
     def release_view(self) -> None:
         """Let go of the view: first its displayable managers, then its OpenGL context. Nothing is painted then."""
         for timer in self._timers.values():
@@ -205,12 +202,6 @@ class RenderWidget(QWidget):
     def leaveEvent(self, _event):
         self._invoke("LeaveEvent")
 
-    def keyPressEvent(self, event):
-        self._key(event, pressed=True)
-
-    def keyReleaseEvent(self, event):
-        self._key(event, pressed=False)
-
     def _button(self, event, action, repeat=0):
         name = self._buttons.get(event.button())
         if name:
@@ -226,17 +217,6 @@ class RenderWidget(QWidget):
         interactor = self.view.interactor()
         interactor.SetEventInformationFlipY(x, y, int(control), int(shift), "\0", repeat, None)
         interactor.SetAltKey(int(bool(modifiers & Qt.AltModifier)))
-
-    def _key(self, event, pressed):
-        text = event.text()
-        interactor = self.view.interactor()
-        interactor.SetKeyCode(text[0] if len(text) == 1 and text.isascii() else "\0")
-        interactor.SetKeySym(_KEY_SYMBOLS.get(Qt.Key(event.key()), text or "None"))
-        interactor.SetControlKey(int(bool(event.modifiers() & Qt.ControlModifier)))
-        interactor.SetShiftKey(int(bool(event.modifiers() & Qt.ShiftModifier)))
-        self._invoke("KeyPressEvent" if pressed else "KeyReleaseEvent")
-        if pressed:
-            self._invoke("CharEvent")
 
     def _invoke(self, name):
         self.view.interactor().InvokeEvent(name)
@@ -256,19 +236,6 @@ class RenderWidget(QWidget):
         timer = self._timers.pop(timer_id, None)
         if timer:
             timer.stop()
-
-
-_KEY_SYMBOLS = {
-    Qt.Key_Left: "Left",
-    Qt.Key_Right: "Right",
-    Qt.Key_Up: "Up",
-    Qt.Key_Down: "Down",
-    Qt.Key_Escape: "Escape",
-    Qt.Key_Space: "space",
-    Qt.Key_Delete: "Delete",
-    Qt.Key_Shift: "Shift_L",
-    Qt.Key_Control: "Control_L",
-}
 
 
 class qMRMLSliceView(RenderWidget):
@@ -293,10 +260,6 @@ class qMRMLSliceView(RenderWidget):
     def convertXYZToRAS(self, xyz):
         return list(self.mrmlSliceNode().GetXYToRAS().MultiplyPoint((*xyz, 1.0)))[:3]
 
-    def convertDeviceToXYZ(self, xy):
-        height = self.view.render_window().GetSize()[1]
-        return [xy[0], height - 1 - xy[1], 0.0]
-
 
 class qMRMLThreeDView(RenderWidget):
     """A 3-D view's canvas (Libs/MRML/Widgets/qMRMLThreeDView.h)."""
@@ -311,16 +274,7 @@ class qMRMLThreeDView(RenderWidget):
         self.view.reset_focal_point()
         self.scheduleRender()
 
-    def resetCamera(self, resetRotation=True, resetTranslation=True, resetDistance=True):
-        camera = self.cameraNode()
-        if camera:
-            camera.Reset(resetRotation, resetTranslation, resetDistance, self.view.renderer())
-        self.scheduleRender()
-
     def rotateToViewAxis(self, axis):
-        if isinstance(axis, str):
-            node = self.mrmlViewNode()
-            axis = [node.GetAxisLabel(i) for i in range(6)].index(axis)
         camera = self.cameraNode()
         if camera:  # axes are -X, +X, -Y, +Y, -Z, +Z
             kind = slicer.vtkMRMLCameraNode

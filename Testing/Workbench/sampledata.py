@@ -1,67 +1,58 @@
 """Stand-in for Slicer's module SampleData: modules register samples, the File menu of the workbench offers them."""
 
+import dataclasses
 import logging
 import os
 import urllib.parse
+import urllib.request
 
 import slicer
 
 
+@dataclasses.dataclass
 class SampleDataSource:
     """One sample: one or several files, or a function that makes it."""
 
-    def __init__(
-        self,
-        sampleName=None,
-        sampleDescription=None,
-        uris=None,
-        fileNames=None,
-        nodeNames=None,
-        checksums=None,
-        loadFiles=None,
-        customDownloader=None,
-        thumbnailFileName=None,
-        loadFileTypes=None,
-        loadFileProperties=None,
-        loadFileType=None,
-    ):
-        loadFileTypes = loadFileTypes if loadFileTypes is not None else loadFileType
-        if isinstance(uris, str):
-            uris, fileNames, nodeNames = [uris], [fileNames], [nodeNames]
-            loadFiles, loadFileTypes, checksums = [loadFiles], [loadFileTypes], [checksums]
-        elif isinstance(uris, (list, tuple)):
-            empty = [None] * len(uris)
-            nodeNames, loadFiles, checksums = nodeNames or empty, loadFiles or empty, checksums or empty
-            if loadFileTypes is None or isinstance(loadFileTypes, str):
-                loadFileTypes = [loadFileTypes] * len(uris)
-        self.sampleName, self.sampleDescription = sampleName, sampleDescription or sampleName
-        self.uris, self.fileNames, self.nodeNames, self.checksums = uris, fileNames, nodeNames, checksums
-        self.loadFiles, self.loadFileTypes = loadFiles, loadFileTypes
-        self.customDownloader, self.thumbnailFileName = customDownloader, thumbnailFileName
-        self.loadFileProperties = loadFileProperties or {}
-        if len({len(field) for field in (uris, fileNames, nodeNames, loadFiles, loadFileTypes, checksums)}) != 1:
+    sampleName: str | None = None
+    sampleDescription: str | None = None
+    uris: object = None
+    fileNames: object = None
+    nodeNames: object = None
+    checksums: object = None
+    loadFiles: object = None
+    customDownloader: object = None
+    thumbnailFileName: str | None = None
+    loadFileTypes: object = None
+    loadFileProperties: dict | None = None
+    loadFileType: object = None
+
+    def __post_init__(self):
+        self.sampleDescription = self.sampleDescription or self.sampleName
+        self.loadFileTypes = self.loadFileTypes or self.loadFileType
+        lists = ("fileNames", "nodeNames", "checksums", "loadFiles", "loadFileTypes")
+        if isinstance(self.uris, str):
+            self.uris = [self.uris]
+            for name in lists:
+                setattr(self, name, [getattr(self, name)])
+        for name in lists[1:]:
+            setattr(self, name, getattr(self, name) or [None] * len(self.uris))
+        if {len(getattr(self, name)) for name in lists} != {len(self.uris)}:
             raise ValueError("All fields of sample data source must have the same length")
-
-    def __eq__(self, other):
-        return vars(self) == vars(other)
-
-    __hash__ = None
 
 
 class SampleDataLogic:
     """Registers samples and loads them."""
 
     @staticmethod
-    def _sources() -> dict:
-        if not hasattr(slicer.modules, "sampleDataSources"):
-            slicer.modules.sampleDataSources = {}
-        return slicer.modules.sampleDataSources
+    def _registered(name: str) -> dict:
+        """What Slicer keeps in ``slicer.modules.<name>``."""
+        if not hasattr(slicer.modules, name):
+            setattr(slicer.modules, name, {})
+        return getattr(slicer.modules, name)
 
     @staticmethod
     def registerCustomSampleDataCategory(category, title):
-        if not hasattr(slicer.modules, "sampleDataSourceCategories"):
-            slicer.modules.sampleDataSourceCategories = {}
-        slicer.modules.sampleDataSourceCategories.setdefault(category, {})["title"] = title
+        SampleDataLogic._registered("sampleDataSourceCategories").setdefault(category, {})["title"] = title
 
     @staticmethod
     def registerCustomSampleDataSource(
@@ -78,30 +69,23 @@ class SampleDataLogic:
         checksums=None,
         loadFileType=None,
     ):
-        source = SampleDataSource(
-            sampleName=sampleName,
-            uris=uris,
-            fileNames=fileNames,
-            nodeNames=nodeNames,
-            customDownloader=customDownloader,
-            thumbnailFileName=thumbnailFileName,
-            loadFileTypes=loadFileTypes,
-            loadFiles=loadFiles,
-            loadFileProperties=loadFileProperties,
-            checksums=checksums,
-            loadFileType=loadFileType,
-        )
-        sources = SampleDataLogic._sources().setdefault(category, [])
+        fields = {key: value for key, value in locals().items() if key != "category"}
+        source = SampleDataSource(**fields)
+        sources = SampleDataLogic._registered("sampleDataSources").setdefault(category, [])
         if source not in sources:
             sources.append(source)
 
     @staticmethod
+    def registerUrlRewriteRule(name, rewriteFunction):
+        SampleDataLogic._registered("sampleDataUrlRewriteRules")[name] = rewriteFunction
+
+    @staticmethod
     def categoryTitle(category):
-        return getattr(slicer.modules, "sampleDataSourceCategories", {}).get(category, {}).get("title", category)
+        return SampleDataLogic._registered("sampleDataSourceCategories").get(category, {}).get("title", category)
 
     @staticmethod
     def sampleDataSourcesByCategory(category=None):
-        sources = SampleDataLogic._sources()
+        sources = SampleDataLogic._registered("sampleDataSources")
         return sources if category is None else sources.get(category, [])
 
     def __init__(self, logMessage=None):
@@ -112,7 +96,7 @@ class SampleDataLogic:
         logging.log(logLevel, message)
 
     def sourceForSampleName(self, sampleName):
-        sources = (source for sources in self._sources().values() for source in sources)
+        sources = (source for sources in self.sampleDataSourcesByCategory().values() for source in sources)
         return next((source for source in sources if source.sampleName == sampleName), None)
 
     def downloadSamples(self, sampleName):
@@ -123,15 +107,21 @@ class SampleDataLogic:
         return self.downloadSamples(sampleName)[0]
 
     def downloadFileIntoCache(self, uri, name, checksum=None, forceDownload=False):
+        for rule in self._registered("sampleDataUrlRewriteRules").values():
+            uri = rule(uri)
         folder = slicer.mrmlScene.GetCacheManager().GetRemoteCacheDirectory()
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, name)
-        if forceDownload and os.path.exists(path):
-            os.remove(path)
-        slicer.util.downloadFile(uri, path, checksum)
+        if forceDownload or not os.path.exists(path):
+            try:
+                urllib.request.urlretrieve(uri, path)
+            except OSError as error:
+                self.logMessage(f"Download failed: {error}", logging.ERROR)
+                raise ValueError(f"Failed to download {uri} to {path}") from error
         return path
 
     def downloadFromSource(self, source, maximumAttemptsCount=3, forceDownload=False):
+        """As in Slicer, ``customDownloader`` counts for nothing here."""
         nodes, paths = [], []
         defaults = all(name is None for name in source.nodeNames)
         fields = (source.uris, source.fileNames, source.nodeNames, source.checksums, source.loadFiles)
@@ -139,12 +129,17 @@ class SampleDataLogic:
             file_name = file_name or os.path.basename(urllib.parse.urlparse(uri).path)
             if node_name is None and load is not False and defaults:
                 node_name = os.path.splitext(file_name)[0]
-            path = self.downloadFileIntoCache(uri, file_name, checksum, forceDownload)
-            if node_name is None or load is False:
-                paths.append(path)
-                continue
-            properties = {**source.loadFileProperties, "name": node_name}
-            nodes.append(slicer.util.loadNodeFromFile(path, kind, properties))
+            for _ in range(maximumAttemptsCount):
+                try:
+                    path = self.downloadFileIntoCache(uri, file_name, checksum, forceDownload)
+                except ValueError:
+                    continue
+                if node_name is None or load is False:
+                    paths.append(path)
+                else:
+                    properties = {**(source.loadFileProperties or {}), "name": node_name}
+                    nodes.append(slicer.util.loadNodeFromFile(path, kind or "VolumeFile", properties))
+                break
         return nodes or paths
 
 

@@ -45,17 +45,11 @@ class ScriptedLoadableModule:
         return os.path.join(os.path.dirname(self.parent.path), "Resources", filename)
 
     def getDefaultModuleDocumentationLink(self, docPage=None):
-        url = (
-            slicer.app.documentationBaseUrl + docPage if docPage else slicer.app.moduleDocumentationUrl(self.moduleName)
-        )
+        url = slicer.app.documentationBaseUrl + (docPage or f"user_guide/modules/{self.moduleName.lower()}.html")
         return f'<p>For more information, see the <a href="{url}">online documentation</a>.</p>'
 
     def runTest(self, msec=100, **kwargs):
-        module = importlib.import_module(self.__module__)
-        test_class = getattr(module, f"{self.moduleName}Test", None)
-        if test_class is None:
-            raise AssertionError(f"Test case class not found: {self.__module__}.{self.moduleName}Test ")
-        test = test_class()
+        test = getattr(importlib.import_module(self.__module__), f"{self.moduleName}Test")()
         test.messageDelay = msec
         test.runTest(**kwargs)
 
@@ -67,15 +61,7 @@ class ScriptedLoadableModuleWidget:
         super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Widget")
         self.developerMode = slicer.util.settingsValue("Developer/DeveloperMode", False, converter=slicer.util.toBool)
-        self.parent = parent
-        if not parent:
-            self.parent = slicer.qMRMLWidget()
-            self.parent.setLayout(qt.QVBoxLayout())
-            self.parent.setMRMLScene(slicer.mrmlScene)
-        self.layout = self.parent.layout()
-        if not parent:
-            self.setup()
-            self.parent.show()
+        self.parent, self.layout = parent, parent.layout()
         slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
     def resourcePath(self, filename):
@@ -89,14 +75,8 @@ class ScriptedLoadableModuleWidget:
             self.cleanup()
             slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onModuleAboutToBeUnloaded)
 
-    def setupDeveloperSection(self):
-        """The workbench has no developer section."""
-
     def setup(self):
-        self.setupDeveloperSection()
-
-    def onReload(self):
-        slicer.util.reloadScriptedModule(self.moduleName)
+        """The workbench has no developer section."""
 
 
 class ScriptedLoadableModuleLogic:
@@ -105,33 +85,20 @@ class ScriptedLoadableModuleLogic:
     def __init__(self, parent=None):
         super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Logic")
-        self.isSingletonParameterNode = True
 
     def getParameterNode(self):
-        if self.isSingletonParameterNode:
-            node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
-            if node:
-                # Closing the scene may have removed the attribute.
-                if node.GetAttribute("ModuleName") != self.moduleName:
-                    node.SetAttribute("ModuleName", self.moduleName)
-                return node
-        else:
-            nodes = self.getAllParameterNodes()
-            if nodes:
-                return nodes[0]
+        node = slicer.mrmlScene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+        if node:
+            # Closing the scene may have removed the attribute.
+            if node.GetAttribute("ModuleName") != self.moduleName:
+                node.SetAttribute("ModuleName", self.moduleName)
+            return node
         return slicer.mrmlScene.AddNode(self.createParameterNode())
 
-    def getAllParameterNodes(self):
-        nodes = slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")
-        return [node for node in nodes if node.GetAttribute("ModuleName") == self.moduleName]
-
     def createParameterNode(self):
-        if slicer.mrmlScene is None:
-            return None
         node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
         node.UnRegister(None)
-        if self.isSingletonParameterNode:
-            node.SetSingletonTag(self.moduleName)
+        node.SetSingletonTag(self.moduleName)
         node.SetAttribute("ModuleName", self.moduleName)
         node.SetName(slicer.mrmlScene.GenerateUniqueName(self.moduleName))
         return node
@@ -143,9 +110,7 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
     def __init__(self, *args, **kwargs):
         self.moduleTestNames = []
         super().__init__(*args, **kwargs)
-        self.enableScreenshots, self.screenshotScaleFactor = False, 1.0
-        if not self.moduleTestNames:
-            self.moduleTestNames = [name for name in dir(self) if "test" in name and callable(getattr(self, name))]
+        self.moduleTestNames = [name for name in dir(self) if "test" in name and callable(getattr(self, name))]
 
     def delayDisplay(self, message, requestedDelay=None, msec=None):
         delay = getattr(self, "messageDelay", None)
@@ -153,19 +118,7 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
             delay = candidate if delay is None else delay
         slicer.util.delayDisplay(message, delay)
 
-    def takeScreenshot(self, name, description, type=-1):
-        self.delayDisplay(description)
-
-    def setUp(self):
-        return
-
-    def tearDown(self):
-        return
-
     def runTest(self):
-        if not self.moduleTestNames:
-            logging.warning("No test is defined in " + type(self).__name__)
-            return
         self.setUpClass()
         for name in self.moduleTestNames:
             self.setUp()
@@ -182,14 +135,9 @@ class qSlicerScriptedLoadableModule(QObject):
     categories = stored("QStringList", "_categories", [])
     contributors = stored("QStringList", "_contributors", [])
     dependencies = stored("QStringList", "_dependencies", [])
-    associatedNodeTypes = stored("QStringList", "_associatedNodeTypes", [])
     helpText = stored(str, "_helpText", "")
     acknowledgementText = stored(str, "_acknowledgementText", "")
-    extensions = stored("QVariantMap", "_extensions", {})
     icon = stored("QIcon", "_icon", None)
-    hidden = stored(bool, "_hidden", False)
-    index = stored(int, "_index", -1)
-    widgetRepresentationCreationEnabled = stored(bool, "_creationEnabled", True)
     name = Property(str, lambda self: self._name)
     path = Property(str, lambda self: self._path)
 
@@ -199,15 +147,9 @@ class qSlicerScriptedLoadableModule(QObject):
         self._representation, self._logic = None, slicer.vtkSlicerScriptedLoadableModuleLogic()
         self._logic.SetMRMLScene(slicer.mrmlScene)
         module = _load_source(self._name, self._path)
-        if not hasattr(module, self._name):
-            raise RuntimeError(f"class {self._name} was not found in {self._path}")
         setattr(slicer.modules, self._name.lower(), self)
         self._instance = getattr(module, self._name)(self)
         setattr(slicer.modules, f"{self._name}Instance", self._instance)
-        if not hasattr(module, f"{self._name}Widget"):
-            self.widgetRepresentationCreationEnabled = False
-        if hasattr(self._instance, "setup"):
-            self._instance.setup()
 
     def mrmlScene(self):
         return slicer.mrmlScene
@@ -216,15 +158,11 @@ class qSlicerScriptedLoadableModule(QObject):
         return self._logic
 
     def widgetRepresentation(self):
-        if self._representation is None and self.widgetRepresentationCreationEnabled:
-            self._representation = self.createNewWidgetRepresentation()
+        if self._representation is None:
+            self._representation = qSlicerScriptedLoadableModuleWidget(self._name, self._path)
+            self._representation.setMRMLScene(slicer.mrmlScene)
+            self._representation.setup()
         return self._representation
-
-    def createNewWidgetRepresentation(self):
-        widget = qSlicerScriptedLoadableModuleWidget(self._name, self._path)
-        widget.setMRMLScene(slicer.mrmlScene)
-        widget.setup()
-        return widget
 
     def forget_widget(self) -> None:
         """Delete the panel, after its module was told so."""
@@ -263,21 +201,11 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
 
     def enter(self):
         self._entered = True
-        self._call("enter")
+        getattr(self._self, "enter", lambda: None)()
 
     def exit(self):
         self._entered = False
-        self._call("exit")
-
-    def setEditedNode(self, node, role="", context=""):
-        return bool(self._call("setEditedNode", node, role, context))
-
-    def nodeEditable(self, node):
-        return self._call("nodeEditable", node) or 0.5
-
-    def _call(self, name, *arguments):
-        method = getattr(self._self, name, None)
-        return method(*arguments) if method else None
+        getattr(self._self, "exit", lambda: None)()
 
 
 class qSlicerModuleManager(QObject):
@@ -327,9 +255,5 @@ def _load_source(name: str, path: str):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    spec.loader.exec_module(module)
     return module

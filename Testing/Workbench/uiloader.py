@@ -2,7 +2,6 @@
 
 import xml.etree.ElementTree as ElementTree
 
-from PySide6 import QtWidgets
 from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QObject
 from PySide6.QtUiTools import QUiLoader
 
@@ -15,10 +14,7 @@ def register(*classes: type) -> None:
 
 
 class UiLoader(QUiLoader):
-    """A QUiLoader that creates the stand-ins, and what QUiLoader cannot do for classes written in Python:
-
-    connections between signals and slots that carry MRML objects, and properties of enumeration type.
-    """
+    """A QUiLoader that creates the stand-ins, and connects signals and slots that carry MRML objects."""
 
     def createWidget(self, class_name, parent=None, name=""):
         cls = _widget_classes.get(class_name)
@@ -36,15 +32,12 @@ class UiLoader(QUiLoader):
             content = bytes(device.readAll().data())
         root = ElementTree.fromstring(content)
         connections = _take_mrml_connections(root)
-        enumerations = _take_enumerations(root)
         buffer = QBuffer()
         buffer.setData(QByteArray(ElementTree.tostring(root)))
         buffer.open(QIODevice.OpenModeFlag.ReadOnly)
         widget = super().load(buffer, parentWidget)
         if widget is None:
             return None
-        for object_name, name, value in enumerations:
-            setattr(_find(widget, object_name), name, value)
         for sender, signal, receiver, slot in connections:
             method = getattr(_find(widget, receiver), slot.partition("(")[0])
             _find(widget, sender).connect(signal, method)
@@ -67,40 +60,3 @@ def _take_mrml_connections(root: ElementTree.Element) -> list[tuple[str, str, st
                 taken.append(parts)
                 connections.remove(connection)
     return taken
-
-
-def _take_enumerations(root: ElementTree.Element) -> list[tuple[str, str, object]]:
-    taken = []
-    for widget in root.iter("widget"):
-        if widget.get("class") not in _widget_classes:
-            continue
-        cls = _widget_classes[widget.get("class")]
-        for item in list(widget.findall("property")):
-            text = item.findtext("enum") or item.findtext("set")
-            # QUiLoader knows the enumerations of the Qt class below; only the stand-in's own ones need help.
-            if text is not None and any(item.get("name") in base.__dict__ for base in _own_bases(cls)):
-                widget.remove(item)
-                taken.append((widget.get("name"), item.get("name"), _enumeration_value(text)))
-    return taken
-
-
-def _own_bases(cls: type) -> list[type]:
-    return [base for base in cls.__mro__ if base.__module__.startswith("Workbench")]
-
-
-def _enumeration_value(text: str):
-    """The value of ``"Qt::AlignLeft|Qt::AlignTop"`` or ``"ctkPathLineEdit::Files"``."""
-    value = None
-    for part in filter(None, text.split("|")):
-        class_name, _, member = part.rpartition("::")
-        class_name = class_name.split("::")[0]
-        owner = _widget_classes.get(class_name) or getattr(QtWidgets, class_name, None) or _qt_namespace()
-        one = getattr(owner, member)
-        value = one if value is None else value | one
-    return 0 if value is None else value
-
-
-def _qt_namespace():
-    from PySide6.QtCore import Qt
-
-    return Qt

@@ -21,23 +21,12 @@ from PySide6.QtWidgets import (
 
 from . import sampledata
 
-_FILTERS = {
-    "Volume": "Volumes (*.nii *.nii.gz *.nrrd *.nhdr *.mha *.mhd)",
-    "Transform": "Transforms (*.h5 *.tfm *.mat *.txt *.nrrd *.nii.gz *.mha)",
-    "Segmentation": "Segmentations (*.seg.nrrd *.nrrd *.nii *.nii.gz)",
-    "Markups": "Markups (*.mrk.json *.fcsv)",
-    "Scene": "Scenes (*.mrb *.mrml)",
-}
 _LAYOUTS = (
     ("Four-Up", "SlicerLayoutFourUpView"),
     ("Conventional", "SlicerLayoutConventionalView"),
     ("Red slice only", "SlicerLayoutOneUpRedSliceView"),
-    ("Yellow slice only", "SlicerLayoutOneUpYellowSliceView"),
-    ("Green slice only", "SlicerLayoutOneUpGreenSliceView"),
     ("3D only", "SlicerLayoutOneUp3DView"),
     ("Side by side", "SlicerLayoutSideBySideView"),
-    ("Four-Up table", "SlicerLayoutFourUpTableView"),
-    ("Four-Up plot", "SlicerLayoutFourUpPlotView"),
 )
 
 
@@ -90,25 +79,12 @@ class qSlicerMainWindow(QMainWindow):
         self._scroll.setWidget(panel)
         bar = self._scroll.verticalScrollBar().sizeHint.width()
         self._scroll.setMinimumWidth(max(440, panel.minimumSizeHint.width() + bar + 4))
-        self._selected = module
         panel.enter()
 
     def closeModule(self) -> None:
         current = self._scroll.takeWidget()
         if current is not None and hasattr(current, "exit") and current.isEntered:
             current.exit()
-
-    def moduleSelector(self):
-        return self
-
-    @property
-    def selectedModule(self):
-        return self._selected.name
-
-    def selectModule(self, name):
-        module = slicer.app.moduleManager().module(name)
-        if module is not None and module.widgetRepresentation() is not None:
-            self.showModule(module)
 
     # Menu
 
@@ -144,13 +120,13 @@ class qSlicerMainWindow(QMainWindow):
 
     def _open(self, kind):
         title = f"Open {kind.lower()}"
-        paths, _ = QFileDialog.getOpenFileNames(self, title, qt.QSettings().value("LastFolder", ""), _FILTERS[kind])
+        paths, _ = QFileDialog.getOpenFileNames(self, title, qt.QSettings().value("LastFolder", ""))
         for path in paths:
             qt.QSettings().setValue("LastFolder", str(pathlib.Path(path).parent))
             slicer.util.loadNodeFromFile(path, f"{kind}File", {"clear": True} if kind == "Scene" else {})
 
     def _save_scene(self):
-        path, _ = QFileDialog.getSaveFileName(self, "Save scene", "scene.mrb", _FILTERS["Scene"])
+        path, _ = QFileDialog.getSaveFileName(self, "Save scene", "scene.mrb")
         if path and not slicer.util.saveScene(path):
             raise RuntimeError(f"The scene could not be written to {path}.")
 
@@ -161,9 +137,8 @@ class qSlicerMainWindow(QMainWindow):
             for source in sources:
                 self._add(self._samples, source.sampleDescription, lambda source=source: sampledata.load(source))
 
-    # Tool bar, once there are views
-
     def makeViewToolBar(self, layout_manager) -> None:
+        """Once there are views."""
         bar = QToolBar("Views", self)
         bar.setObjectName("ViewToolBar")
         bar.setMovable(False)
@@ -176,25 +151,4 @@ class qSlicerMainWindow(QMainWindow):
         bar.addWidget(layouts)
         fit = bar.addAction("Fit views")
         fit.triggered.connect(lambda: (layout_manager.resetSliceViews(), layout_manager.resetThreeDViews()))
-        crosshair = bar.addAction("Crosshair")
-        crosshair.setCheckable(True)
-        crosshair.toolTip = "Show the crosshair; Shift and mouse moves it, and all views with it"
-        crosshair.toggled.connect(_show_crosshair)
-        linked = bar.addAction("Link views")
-        linked.setCheckable(True)
-        linked.toggled.connect(_link_views)
         self.addToolBar(bar)
-        self._crosshair, self._linked = crosshair, linked
-
-
-def _show_crosshair(shown: bool) -> None:
-    for node in slicer.util.getNodesByClass("vtkMRMLCrosshairNode"):
-        kind = slicer.vtkMRMLCrosshairNode
-        node.SetCrosshairMode(kind.ShowBasic if shown else kind.NoCrosshair)
-        node.SetCrosshairBehavior(kind.OffsetJumpSlice)
-
-
-def _link_views(linked: bool) -> None:
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        composite.SetLinkedControl(linked)
-        composite.SetHotLinkedControl(linked)

@@ -1,4 +1,4 @@
-"""The command ``foundationreg``: register, apply, evaluate, encoders, presets, demo.
+"""The command ``foundationreg``: register, apply, evaluate, encoders, presets, demo, batch, compare, sequence.
 
 Nothing heavy is imported until a command really needs it, so that help and mistakes answer at once.
 """
@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import __version__
+from ..core.files import printable
+from ..core.memory import is_out_of_memory
 from ..errors import FoundationRegError, InputError, OutOfMemory
+from .batch_arguments import add_commands as add_batch_commands
 
-CANCELLED = 130
+CANCELLED, UNEXPECTED = 130, 70
 MEMORY_HINT = "try --preset fast, a larger --set finest_spacing_mm=3 or --device cpu, or crop the images"
 IMAGE_ROLES = ("fixed", "moving")
 FILE_ROLES = {
@@ -31,15 +37,25 @@ FILE_ROLES = {
     "transform_file": "transform",
     "input": "input",
     "reference": "reference image",
+    "pairs": "table of pairs",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
+    """Run one command; returns its exit code.
+
+    0, 1 when some pairs of a batch failed, 2 for input that cannot be used, 130 after Ctrl-C or a polite kill, 70 for
+    an error that nobody expected.
+    """
     try:
         args = build_parser().parse_args(arguments)
     except SystemExit as stop:
         return stop.code or 0
+    with terminable():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     # Torch's threads sleep while they wait: spinning, they starve one another as soon as something else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -59,33 +75,55 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            return _unexpected(error)
         complain(f"The computer ran out of memory; {MEMORY_HINT}.")
         return OutOfMemory.exit_code
+
+
+def _unexpected(error: Exception) -> int:
+    """Say in one sentence that something went wrong that nobody foresaw, and where its description lies."""
+    from .failure import ISSUES, write_log
+
+    place = write_log(error)
+    kept = f"the details are in {place}" if place else f"it says: {' '.join(str(error).split())[:300]}"
+    complain(f"An unexpected error ({type(error).__name__}) stopped the work; {kept}. Please report it at {ISSUES}")
+    return UNEXPECTED
+
+
+@contextmanager
+def terminable():
+    """A polite kill (SIGTERM) or a closed terminal (SIGHUP) within the block is like Ctrl-C: what was begun is
+    removed."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def complain(sentence: str) -> None:
     print(f"foundationreg: {sentence}", file=sys.stderr, flush=True)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, torch (on any device) or SimpleITK ran out of memory."""
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (
-            isinstance(error, RuntimeError) and any(s in text for s in ("out of memory", "can't allocate", "bad_alloc"))
-        )
-    )
-
-
 def require_files(args: argparse.Namespace) -> None:
     """Raise `InputError` for the first input that does not exist, before anything heavy is loaded."""
     for name, role in FILE_ROLES.items():
         given = getattr(args, name, None)
-        if given is not None and not Path(given).expanduser().exists():
-            raise InputError(f"The {role} {given} does not exist.")
+        try:
+            missing = given is not None and not Path(given).expanduser().exists()
+        except (OSError, ValueError, RuntimeError):
+            raise InputError(f"The {role} {printable(given)} cannot be opened; its name is not possible.") from None
+        if missing:
+            raise InputError(f"The {role} {printable(given)} does not exist.")
 
 
 # Arguments
@@ -105,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encoders(commands)
     _add_presets(commands)
     _add_demo(commands)
+    add_batch_commands(commands)
     return parser
 
 
@@ -136,6 +175,12 @@ def _add_register(commands) -> None:
         metavar="ID[=WEIGHT]",
         help="see `foundationreg encoders`, or the path of your own model; repeat to combine several",
     )
+    method.add_argument(
+        "--anatomy",
+        metavar="ID",
+        help="anatomy network that names regions in both images, see `foundationreg encoders`, or the JSON file that "
+        "describes your own",
+    )
     method.add_argument("--affine", action=argparse.BooleanOptionalAction, default=None, help="affine stage")
     method.add_argument("--rigid", action=argparse.BooleanOptionalAction, default=None, help="rigid stage")
     method.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
@@ -156,6 +201,15 @@ def _add_register(commands) -> None:
     for side in IMAGE_ROLES:
         guides.add_argument(f"--{side}-labels", metavar="FILE", help="label map, to measure with")
         guides.add_argument(f"--{side}-points", metavar="FILE", help="points to measure with: .csv .fcsv .mrk.json")
+    for side in IMAGE_ROLES:
+        guides.add_argument(
+            f"--{side}-box",
+            nargs=6,
+            type=float,
+            metavar=("X", "Y", "Z", "X2", "Y2", "Z2"),
+            help=f"two opposite corners, LPS mm, of a box around an organ in the {side} image; what both boxes hold "
+            "is segmented and guides",
+        )
     for what in ("labels", "points"):
         guides.add_argument(f"--guide-with-{what}", action="store_true", help=f"search with the {what} too")
     parser.add_argument("--download", action="store_true", help="fetch weights that are missing without asking")

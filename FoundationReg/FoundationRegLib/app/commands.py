@@ -11,13 +11,16 @@ from typing import Any
 from .. import __version__
 from ..core.formats import WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES
 from ..errors import InputError, WeightsError
+from .cli import FILE_ROLES
 
 TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
 POINT_FILES = (".csv", ".fcsv", ".json")
-OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
+RESULT_FILES = ("transform.h5", "warped.nii.gz", "jacobian.nii.gz", "warped_labels.nii.gz", "report.html",
+                "result.json")  # fmt: skip
 GUIDES = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
     *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
+    *("fixed_box", "moving_box"),
 )
 
 
@@ -34,13 +37,16 @@ def register(args: argparse.Namespace) -> None:
     for what in ("labels", "points"):
         if getattr(args, f"guide_with_{what}") and not getattr(args, f"fixed_{what}"):
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
+    if bool(args.fixed_box) != bool(args.moving_box):
+        raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
+    require_separate_files(args, single_files)
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet)
     folders = [Path(args.output)] if args.output else []
     folders += [parent_of(file) for file in single_files.values() if file]
 
+    from ..core.files import Outputs
     from .console import print_result, progress_bar
-    from .results import Outputs
 
     with Outputs(*folders) as outputs:
         with progress_bar(args.quiet) as progress:
@@ -65,6 +71,24 @@ def register(args: argparse.Namespace) -> None:
         print_result(result, places)
 
 
+def require_separate_files(args: argparse.Namespace, single_files: dict[str, str | None]) -> None:
+    """Raise `InputError` where two results would be one file, or a result would replace an input."""
+    from ..core.files import absolute
+
+    places = {what: absolute(file) for what, file in single_files.items() if file}
+    if args.output:
+        places |= {name: absolute(Path(args.output) / name) for name in RESULT_FILES}
+    seen: dict[Path, str] = {}
+    for what, place in places.items():
+        if place in seen:
+            raise InputError(f"The {seen[place]} and the {what} cannot both be written to {place}.")
+        seen[place] = what
+    for name, role in FILE_ROLES.items():
+        given = getattr(args, name, None)
+        if given and absolute(given) in seen:
+            raise InputError(f"The {seen[absolute(given)]} would replace the {role} {given}; choose another name.")
+
+
 def chosen_settings(args: argparse.Namespace):
     """The preset with the changes of the command line. Raises `InputError`."""
     from ..settings import Settings
@@ -72,7 +96,7 @@ def chosen_settings(args: argparse.Namespace):
     changes: dict[str, Any] = {}
     if args.encoder:
         changes["encoders"] = args.encoder
-    for name in ("device", "seed", "rigid", "affine"):
+    for name in ("device", "seed", "rigid", "affine", "anatomy"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     for item in args.set:
@@ -86,10 +110,17 @@ def chosen_settings(args: argparse.Namespace):
 def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = False) -> None:
     """Raise for an unknown encoder, for missing weights, unless ``download`` allows to fetch them now, and for a
     program of the user's own that is not trusted."""
+    from ..encoders.anatomy_loading import own_description
     from ..weights import store
     from ..weights.catalogue import entry, own_model
 
-    for name, _ in settings.encoders:
+    names = [name for name, _ in settings.encoders]
+    if settings.anatomy:
+        if own := own_description(settings.anatomy):
+            agree_to_run(own.file, trust_model)
+        else:
+            names.append(settings.anatomy)
+    for name in names:
         if path := own_model(name):
             agree_to_run(path, trust_model)
             continue
@@ -101,6 +132,7 @@ def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = 
         if by_hand or not download:
             hint = "" if by_hand else f"{facts_of(item)}, or add --download"
             raise WeightsError(f"The weights of {item.title} are not on this computer: {store.how_to_get(item)}{hint}")
+        agree_to_licence(item, False)
         fetch(item.id, quiet)
 
 
@@ -111,13 +143,14 @@ def agree_to_run(path: Path, trusted: bool) -> None:
     path = trust.checked(path)
     if trust.is_trusted(path):
         return
-    question = trust.question(path)
+    shown = trust.digest(path)
+    question = trust.question(path, shown)
     if not trusted:
         if not sys.stdin.isatty():
             raise InputError(f"{question} If you trust where it comes from, add --trust-model.")
         if not said_yes(f"{question}\nDo you trust where it comes from, and may it run? [y/N] "):
             raise InputError(f"{path} was not run.")
-    trust.trust(path)
+    trust.trust(path, shown)
 
 
 def said_yes(question: str) -> bool:
@@ -155,6 +188,7 @@ def write_results(result, fixed: str, moving: str, folder: Path, outputs, progre
         write_image(result.warped_labels, outputs.path(folder / "warped_labels.nii.gz"))
     elif (folder / "result.json").exists():  # an earlier run's labels would be taken for this one's
         outputs.drop(folder / "warped_labels.nii.gz")
+    write_segmentations(result, folder, outputs)
     progress.update(0.5)
     write_report(result, outputs.path(folder / "report.html"), Path(fixed).name, Path(moving).name, initial)
     record = {
@@ -169,6 +203,33 @@ def write_results(result, fixed: str, moving: str, folder: Path, outputs, progre
     }
     text = json.dumps(plain(record), indent=2, allow_nan=False)
     outputs.path(folder / "result.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_segmentations(result, folder: Path, outputs) -> None:
+    """Predicted regions and the boxes' masks of both images; an earlier run's are deleted where there are none now."""
+    from ..images.writing import write_image
+
+    regions, masks = result.regions, result.box_masks
+    found: dict[str, Any] = {}
+    for n, side in enumerate(("fixed", "moving")):
+        found[f"{side}_predicted.nii.gz"] = getattr(regions, side).labels if regions else None
+        found[f"{side}_box_mask.nii.gz"] = masks[n] if masks else None
+    for name, image in found.items():
+        if image is not None:
+            write_image(image, outputs.path(folder / name))
+        elif (folder / "result.json").exists():
+            outputs.drop(folder / name)
+    names = folder / "predicted_names.json"
+    if regions:
+        content = {
+            "network": regions.network,
+            "note": "Predicted by a network, not drawn by a person.",
+            "believed": regions.believed,
+            "names": {str(number): name for number, name in enumerate(regions.fixed.names, 1)},
+        }
+        outputs.path(names).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    elif (folder / "result.json").exists():
+        outputs.drop(names)
 
 
 def plain(value: Any) -> Any:
@@ -192,10 +253,10 @@ def apply(args: argparse.Namespace) -> None:
     if not points and not args.reference:
         raise InputError("An image needs --reference, the image whose grid the result gets.")
 
+    from ..core.files import Outputs
     from ..images.reading import read_image, read_transform
     from ..images.resampling import warp
     from ..images.writing import write_image
-    from .results import Outputs
 
     with Outputs(parent_of(args.output)) as outputs:
         transform = read_transform(args.transform_file)
@@ -321,23 +382,25 @@ def agree_to_licence(item, accepted: bool) -> None:
     """Ask once before weights with a licence beyond the usual open ones are fetched. Raises `WeightsError`."""
     from ..weights import store
 
-    if accepted or item.weights is None or item.licence in OPEN_LICENCES or store.licence_accepted(item):
+    if accepted or item.weights is None or item.licence in store.OPEN_LICENCES or store.licence_accepted(item):
         return
     about = f"{item.title}{facts_of(item)} has the licence {item.licence or 'unknown'}"
     about += f", see {item.licence_url}" if item.licence_url else ""
     if not sys.stdin.isatty():
-        raise WeightsError(f"{about}; to agree, add --accept-licence.")
+        raise WeightsError(f"{about}; to agree: foundationreg encoders download {item.id} --accept-licence")
     if not said_yes(f"{about}.\nDo you agree, and shall it be downloaded? [y/N] "):
         raise WeightsError(f"The weights of {item.title} were not downloaded.")
 
 
 def fetch(id: str, quiet: bool = False) -> None:
-    """Download the weights of one encoder, with a progress bar."""
+    """Download the weights of one encoder, whose licence the user agreed to where it asks for that, with a progress
+    bar."""
     from ..weights import store
+    from ..weights.catalogue import entry
     from .console import progress_bar
 
     with progress_bar(quiet) as progress:
-        store.download(id, progress=progress)
+        store.download(id, accept_licence=entry(id).licence not in store.OPEN_LICENCES, progress=progress)
 
 
 def presets(args: argparse.Namespace) -> None:
@@ -355,3 +418,21 @@ def demo(args: argparse.Namespace) -> None:
     from .demo import run
 
     run(Path(args.output))
+
+
+def batch(args: argparse.Namespace) -> None:
+    from .batch_commands import batch
+
+    batch(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    from .batch_commands import compare
+
+    compare(args)
+
+
+def sequence(args: argparse.Namespace) -> None:
+    from .batch_commands import sequence
+
+    sequence(args)

@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from ..core.files import Outputs
 from ..core.progress import Progress
 from ..errors import WeightsError
 from ..evaluation.titles import metric_text
@@ -32,7 +33,6 @@ from ..weights.catalogue import entry
 from ..weights.wheels import download_wheel, sha256, take_member
 from .commands import facts_of, write_results
 from .console import output, progress_bar
-from .results import Outputs
 
 PACKAGE = "nilearn==0.14.1"
 PACKAGE_SHA256 = "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a"
@@ -153,7 +153,7 @@ def run(folder: Path) -> None:
         with progress.stage("prepare the demo", 0.1):
             for name, _ in settings.encoders:
                 if entry(name).weights is not None:
-                    store.ensure(entry(name), progress)
+                    store.download(name, progress=progress)
             paths = fetch_data(progress)
             case = make_case(*(sitk.ReadImage(str(paths[name])) for name in ("t1", "gm", "wm")))
             write_case(case, folder, outputs)

@@ -25,6 +25,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -35,13 +36,16 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..core.grid import Grid
+from ..core.memory import is_out_of_memory
 from ..core.progress import Event, Preview, Progress
-from ..errors import Cancelled, FoundationRegError
+from ..errors import Cancelled, FoundationRegError, InputError
 from ..settings import Settings
+from .failure import write_log
 
 IMAGE_KEYS = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels")
 PREVIEWS_WAITING = 2
 IDLE_SECONDS = 1800
+COMMANDS = ("register", "warm", "encoders", "download", "import", "verify", "remove")
 
 
 class Worker:
@@ -68,27 +72,32 @@ class Worker:
                 pass
 
     def read(self, lines) -> None:
-        """Take requests from ``lines`` until they end. Runs in a thread of its own, so that cancel is heard at once."""
+        """Take requests from the lines (bytes or text) of ``lines`` until they end.
+
+        Runs in a thread of its own, so that cancel is heard at once. A line that is no request is answered with an
+        error and changes nothing.
+        """
         for line in lines:
-            try:
-                request = json.loads(line)
-                command = request["command"]
-            except (ValueError, KeyError, TypeError):
+            request = _request(line)
+            if request is None:
                 self.emit(None, "error", kind="internal", message="The worker got a request that it cannot read.")
                 continue
-            if command == "cancel":
-                self._cancelled.add(request.get("target"))
-            elif command == "finish":
-                self._finished.add(request.get("target"))
+            command = request["command"]
+            if command in ("cancel", "finish"):
+                (self._cancelled if command == "cancel" else self._finished).add(request["target"])
             elif command == "shutdown":
                 break
             else:
                 self._requests.put(request)
         if self._current is not None:
             # Whoever wanted the result is gone. Numerical kernels cannot be interrupted, so leave without them.
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os._exit(1)
+            self.abandon(1)
         self._requests.put(None)
+
+    def abandon(self, code: int) -> None:
+        """End at once, whatever is being computed, and leave no file."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(code)
 
     def serve(self) -> None:
         """Answer requests until they end or none came for half an hour (a warm worker holds much memory)."""
@@ -104,26 +113,29 @@ class Worker:
     def _answer(self, request: dict) -> None:
         number = self._current = request.get("id")
         try:
-            handler = getattr(self, f"_do_{request['command']}", None)
-            if handler is None:
-                raise FoundationRegError(f"The worker does not know the command {request['command']!r}.")
-            self.emit(number, "result", **handler(request))
+            if request["command"] not in COMMANDS:
+                raise InputError(f"The worker does not know the command {request['command'][:40]!r}.")
+            answer = getattr(self, f"_do_{request['command']}")(request)
+            self.emit(number, "result", **answer)
         except FoundationRegError as error:
             self.emit(number, "error", kind=type(error).__name__, message=str(error))
-        except MemoryError:
-            self.emit(
-                number,
-                "error",
-                kind="OutOfMemory",
-                message="The computer ran out of memory; choose a faster preset or crop the volumes.",
-            )
         except Exception as error:
-            sentence = f"The registration stopped on an unexpected error ({type(error).__name__}: {error})."
-            self.emit(number, "error", kind="internal", message=sentence, details=traceback.format_exc())
+            self._report(number, error)
         finally:
             self._current = None
             self._cancelled.discard(number)
             self._finished.discard(number)
+
+    def _report(self, number: int | str | None, error: Exception) -> None:
+        """Answer with an error that nobody expected."""
+        if is_out_of_memory(error):
+            sentence = "The computer ran out of memory; choose a faster preset or crop the volumes."
+            self.emit(number, "error", kind="OutOfMemory", message=sentence)
+            return
+        place = write_log(error)
+        kept = f"; the details are in {place}" if place else ""
+        sentence = f"The registration stopped on an unexpected error ({type(error).__name__}){kept}."
+        self.emit(number, "error", kind="internal", message=sentence, details=traceback.format_exc())
 
     def _progress(self, number: int, previews: Path | None = None) -> Progress:
         def on_event(event: Event) -> None:
@@ -156,28 +168,23 @@ class Worker:
         register = self._register or pipeline.register
         if self._cache is None:
             self._cache = pipeline.Cache()
-        number = request["id"]
-        folder = Path(request.get("folder") or self.folder)
-        progress = self._progress(number, folder if request.get("preview") else None)
+        number = request.get("id")
+        try:
+            folder = Path(request.get("folder") or self.folder)
+            progress = self._progress(number, folder if request.get("preview") else None)
+            inputs = _inputs(request)
+        except (KeyError, TypeError, ValueError, OSError, AttributeError, RuntimeError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"The worker got a request that it cannot use ({type(error).__name__}).") from None
         progress.check()
-        points = {key: np.asarray(request[key], float) for key in ("fixed_points", "moving_points") if request.get(key)}
-        result = register(
-            load_image(request["fixed"]),
-            load_image(request["moving"]),
-            Settings.from_dict(request.get("settings") or {}),
-            initial_transform=load_transform(request.get("initial_transform")),
-            guide_with_labels=bool(request.get("guide_with_labels")),
-            guide_with_points=bool(request.get("guide_with_points")),
-            progress=progress,
-            cache=self._cache,
-            **{key: load_image(request[key]) for key in IMAGE_KEYS if request.get(key)},
-            **points,
-        )
+        result = register(**inputs, progress=progress, cache=self._cache)
         progress.check()
         return save_result(result, folder)
 
     def _do_warm(self, request: dict) -> dict:
-        return describe_device((request.get("settings") or {}).get("device", "auto"))
+        settings = request.get("settings")
+        return describe_device(str(settings.get("device", "auto")) if isinstance(settings, dict) else "auto")
 
     def _do_encoders(self, request: dict) -> dict:
         from ..weights import store
@@ -188,25 +195,62 @@ class Worker:
     def _do_download(self, request: dict) -> dict:
         from ..weights import store
 
-        store.download(request["encoder"], progress=self._progress(request["id"]))
+        accepted = request.get("accept_licence") is True
+        store.download(_text(request, "encoder"), accept_licence=accepted, progress=self._progress(request.get("id")))
         return {"encoder": request["encoder"]}
 
     def _do_import(self, request: dict) -> dict:
         from ..weights import store
 
-        store.import_file(request["encoder"], request["file"])
+        store.import_file(_text(request, "encoder"), _text(request, "file"))
         return {"encoder": request["encoder"]}
 
     def _do_verify(self, request: dict) -> dict:
         from ..weights import store
 
-        return {"encoder": request["encoder"], "sha256": store.verify(request["encoder"])}
+        return {"encoder": request["encoder"], "sha256": store.verify(_text(request, "encoder"))}
 
     def _do_remove(self, request: dict) -> dict:
         from ..weights import store
 
-        store.remove(request["encoder"])
+        store.remove(_text(request, "encoder"))
         return {"encoder": request["encoder"]}
+
+
+def _request(line: bytes | str) -> dict | None:
+    """The request in a ``line``; None when it is none: an object with a command, and an id and target that are numbers
+    or texts."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(request, dict) or not isinstance(request.get("command"), str):
+        return None
+    request.setdefault("target", None)
+    if any(not isinstance(request.get(name), int | str | None) for name in ("id", "target")):
+        return None
+    return request
+
+
+def _text(request: dict, name: str) -> str:
+    if not isinstance(request.get(name), str):
+        raise InputError(f"The worker got a request without {name}.")
+    return request[name]
+
+
+def _inputs(request: dict) -> dict[str, Any]:
+    """The arguments of `register` in a ``request``. Raises KeyError, TypeError, ValueError or OSError."""
+    points = {key: np.asarray(request[key], float) for key in ("fixed_points", "moving_points") if request.get(key)}
+    return {
+        "fixed": load_image(request["fixed"]),
+        "moving": load_image(request["moving"]),
+        "settings": Settings.from_dict(request.get("settings") or {}),
+        "initial_transform": load_transform(request.get("initial_transform")),
+        "guide_with_labels": bool(request.get("guide_with_labels")),
+        "guide_with_points": bool(request.get("guide_with_points")),
+        **{key: load_image(request[key]) for key in IMAGE_KEYS if request.get(key)},
+        **points,
+    }
 
 
 def load_image(value):
@@ -313,7 +357,9 @@ def main(arguments: list[str] | None = None, register=None) -> int:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     worker = Worker(output, folder, register)
-    lines = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    # Bytes: a line that is no UTF-8 is answered like any other that is no request.
+    lines = os.fdopen(os.dup(0), "rb")
+    signal.signal(signal.SIGTERM, lambda *_: worker.abandon(128 + signal.SIGTERM))
     threading.Thread(target=worker.read, args=(lines,), daemon=True).start()
     try:
         worker.serve()

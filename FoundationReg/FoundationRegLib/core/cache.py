@@ -9,11 +9,12 @@ from typing import Any
 class Cache:
     """Keeps what the stages made, by what went into them, so that a second run repeats only what changed.
 
-    Holds the newest ``limit`` entries. Pass the same cache to several `register` calls in one process.
+    Holds the newest ``limit`` entries. Pass the same cache to several `register` calls in one process. ``store``: a
+    `features.store.FeatureStore` where features of single images are kept for other runs and processes, or None.
     """
 
-    def __init__(self, limit: int = 32):
-        self.limit = limit
+    def __init__(self, limit: int = 32, store: Any = None):
+        self.limit, self.store = limit, store
         self._entries: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make):

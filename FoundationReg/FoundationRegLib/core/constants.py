@@ -48,6 +48,8 @@ class MethodConstants:
         margin_mm: of the working grid around the body. descriptor_voxels: radius in voxels within which MIND sees a
             lesion. base_gb, voxel_bytes: peak memory, measured from 96 to 512 voxels cubed. least_voxels: no coarser
             grid is taken when memory runs out.
+        held_bytes: of images and features while the search runs, by voxel of the working grid.
+            least_search_share: of the memory limit that the search may take in any case.
     """
 
     node_factor: int = 2
@@ -76,6 +78,8 @@ class MethodConstants:
     base_gb: float = 0.6
     voxel_bytes: int = 600
     least_voxels: int = 200_000
+    held_bytes: int = 200
+    least_search_share: float = 0.25
 
 
 METHOD = MethodConstants()

@@ -18,9 +18,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "evaluation": ("core", "images", "numerics"),
     "registration": ("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
     "reporting": ("core", "images", "evaluation", "registration"),
-    "app": (
+    "cohort": (
         *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
         *("registration", "reporting"),
+    ),
+    "app": (
+        *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+        *("registration", "reporting", "cohort"),
     ),
     "slicer.scene": ("core", "evaluation"),
     "slicer.client": ("core", "evaluation", "slicer.scene"),
@@ -36,7 +40,7 @@ LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 
 # Packages of others, and where they may be imported at file scope; None of the names: nowhere at file scope.
-SIMPLEITK = ("images", "evaluation", "registration", "reporting", "app")
+SIMPLEITK = ("images", "evaluation", "registration", "reporting", "cohort", "app")
 NO_TORCH_AT_FILE_SCOPE = ("core", "settings", "errors", "weights", "slicer")
 TORCH_AT_FILE_SCOPE = ("weights.checkpoints",)
 RICH = ("app",)

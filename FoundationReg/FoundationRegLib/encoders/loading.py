@@ -76,7 +76,7 @@ def load_encoder(
     normalisation: str = "trained",
     trusted: bool = False,
 ) -> SliceEncoder | VolumeEncoder:
-    """The encoder ``id`` on ``device``, with its weights checked (and fetched, if they are part of a Python package).
+    """The encoder ``id`` on ``device``, with its weights checked. Nothing is fetched.
 
     ``id``: of the catalogue, or the path of your own model: a transformers folder, or a TorchScript file, which holds
     code and runs only when you trust it: by ``trusted`` this once, by `consent.trust` from now on.
@@ -91,13 +91,14 @@ def load_encoder(
 
         return load_own(path, target, precision, layers, trusted)
     item = entry(id)
+    _refuse_anatomy(item)
     dtype = choose_precision(precision, target, item)
     if item.family == "mind":
         from .mind import Mind
 
         return Mind(item.id, **item.options, device=target)
     layers = chosen_layers(item, layers)
-    path, sha256 = store.ensure(item, progress)
+    path, sha256 = store.ensure(item)
     network = build_network(item, path, layers)
     return NetworkEncoder(item, network, target, dtype, sha256, normalisation)
 
@@ -110,8 +111,19 @@ def require(id: str, layers: Sequence[int] = ()) -> None:
         if path.is_file():
             numbered(path.name, layers, 0)
         return
-    store.require(entry(id))
-    chosen_layers(entry(id), layers)
+    item = entry(id)
+    _refuse_anatomy(item)
+    store.require(item)
+    chosen_layers(item, layers)
+
+
+def _refuse_anatomy(item: Entry) -> None:
+    """Raise `InputError` for an anatomy network, whose features have names and are used elsewhere."""
+    if item.names_anatomy:
+        raise InputError(
+            f"{item.id} is an anatomy network and no encoder; choose it as such: --anatomy {item.id}, or the setting "
+            f"anatomy={item.id}."
+        )
 
 
 def fingerprint(id: str) -> str:
@@ -125,6 +137,10 @@ def fingerprint(id: str) -> str:
 
 def build_network(item: Entry, path: Path, layers: Sequence[int] = ()) -> nn.Module:
     """The network of an entry with the weights in ``path``. Raises `WeightsError` for keys that do not fit."""
+    if item.names_anatomy:
+        from .anatomy_loading import build_anatomy
+
+        return build_anatomy(item, path)
     return _NETWORKS[item.family](item, path, layers)
 
 

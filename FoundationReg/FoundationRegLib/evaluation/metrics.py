@@ -177,7 +177,8 @@ def common_labels(fixed_labels: sitk.Image, moving_labels: sitk.Image) -> list[i
 
 def _integers(image: sitk.Image) -> np.ndarray:
     array = sitk.GetArrayFromImage(image)
-    return np.rint(array).astype(np.int64) if array.dtype.kind == "f" else array
+    # Voxels that are no number hold no label.
+    return np.rint(np.nan_to_num(array, posinf=0, neginf=0)).astype(np.int64) if array.dtype.kind == "f" else array
 
 
 def evaluate(
@@ -211,16 +212,22 @@ def evaluate(
 
 
 def label_scores(fixed_labels: sitk.Image, moving_labels: sitk.Image, transform: sitk.Transform) -> dict:
-    """``dice``, ``dice_per_label`` and ``hd95_mm`` of `evaluate`, on the lattice of ``fixed_labels``."""
+    """``dice``, ``dice_per_label`` and ``hd95_mm`` of `evaluate`, on the lattice of ``fixed_labels``.
+
+    A label that leaves the fixed image counts with the image's diagonal as its Hausdorff distance.
+    """
     labels = common_labels(fixed_labels, moving_labels)
     a, b = _integers(fixed_labels), _integers(warp(moving_labels, transform, fixed_labels, "nearest"))
     per_label = dice(a, b, labels)
     spacing = fixed_labels.GetSpacing()[::-1]
     order = {label: n + 1 for n, label in enumerate(labels)}
     boxes_a, boxes_b = (ndimage.find_objects(_renumbered(x, order), len(order)) for x in (a, b))
+    diagonal = float(np.linalg.norm(np.array(a.shape) * spacing))
     distances = []
     for label, box_a, box_b in zip(labels, boxes_a, boxes_b, strict=True):
         if box_a is None or box_b is None:
+            # It left the image, or never lay in it: farther away than anything in the image can be.
+            distances.append(diagonal)
             continue
         box = tuple(slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in zip(box_a, box_b, strict=True))
         distances.append(hd95(a[box] == label, b[box] == label, spacing))

@@ -13,10 +13,18 @@ METRICS: dict[str, tuple[str, str, int, bool | None]] = {
     "tre_mm": ("Target registration error, mean", "mm", 2, False),
     "tre_p95_mm": ("Target registration error, 95th percentile", "mm", 2, False),
     "dice": ("Dice overlap, mean over labels", "", 3, True),
+    "predicted_dice": ("Dice overlap, mean over predicted regions", "", 3, True),
     "hd95_mm": ("Hausdorff distance, 95th percentile", "mm", 2, False),
     "nmi": ("Normalised mutual information", "", 3, True),
     "folded_percent": ("Folded voxels", "%", 3, None),
     "sd_log_jacobian": ("Spread of the log Jacobian", "", 3, None),
+}
+
+
+# Titles above the rows of metrics that have a value per label or structure.
+_GROUPS = {
+    "dice_per_label": "Dice overlap:",
+    "predicted_dice_per_structure": "Dice overlap of predicted regions:",
 }
 
 
@@ -30,7 +38,7 @@ def metric_text(key: str, value: Any) -> str:
 def metric_title(key: str) -> str:
     """Title of the metric ``key`` with its unit and, where there is one, its better direction; for tables."""
     if key not in METRICS:
-        return "Dice overlap:" if key == "dice_per_label" else key.replace("_", " ")
+        return _GROUPS.get(key, key.replace("_", " "))
     title, unit, _, more_is_better = METRICS[key]
     better = {True: "higher is better", False: "lower is better", None: ""}[more_is_better]
     notes = ", ".join(filter(None, (unit, better)))

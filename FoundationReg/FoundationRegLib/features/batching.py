@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.memory import is_out_of_memory
 from ..core.progress import Progress
 from ..errors import OutOfMemory
-from ..numerics.devices import is_out_of_memory
 
 # More slices at a time than these only take memory.
 _MOST_AT_ONCE = 16

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from ..core.grid import Grid
+from ..core.memory import is_out_of_memory
 from ..core.progress import Progress
 from ..encoders.base import SliceEncoder, VolumeEncoder
 from ..errors import InputError, OutOfMemory
-from ..numerics.devices import is_out_of_memory
 from . import batching
 from .pca import Moments, SharedPCA
 from .raster import FeatureRaster, resample_features, token_weights
 from .slicing import SliceView, foreground_box, slice_numbers
+from .store import FeatureStore, content_key
 
 __all__ = ["FeatureRaster", "SharedPCA", "encode", "encode_shared", "foreground_box", "resample_features"]
 
@@ -73,12 +74,16 @@ def encode_shared(
     plane: str = "axial",
     *,
     memory_gb: float = 0.0,
+    store: FeatureStore | None = None,
+    label: str = "",
     progress: Progress | None = None,
     **options,
 ) -> tuple[FeatureRaster, ...]:
     """The principal components, float32, of several images in the one basis that all of them share.
 
-    ``masks``: each image's foreground, over which the basis is found. Further arguments are those of `encode`.
+    ``masks``: each image's foreground, over which the basis is found. Further arguments are those of `encode`. Tokens
+    of slice encoders are taken from ``store`` where it holds them, and put there; ``label`` says how the encoder was
+    loaded.
 
     Tokens are kept at half precision until the basis is known. Where even that would take more than half of the
     memory, every image is encoded twice instead: once for the sums, and once to be projected slice by slice.
@@ -100,7 +105,7 @@ def encode_shared(
         rasters = []
         for stream in streams:
             with progress.stage(name, share):
-                rasters.append(stream.kept(progress))
+                rasters.append(_kept(stream, store, label, progress))
         pca = SharedPCA.fit(rasters, components, masks)
         return tuple(pca.project(raster) for raster in rasters)
     moments = Moments()
@@ -114,6 +119,17 @@ def encode_shared(
         with progress.stage(name, share / 2):
             made.append(stream.projected(pca, progress))
     return tuple(made)
+
+
+def _kept(stream: TokenStream, store: FeatureStore | None, label: str, progress: Progress) -> FeatureRaster:
+    if store is None:
+        return stream.kept(progress)
+    key = stream.key(label)
+    raster = store.get(key, stream.grid, stream.device)
+    if raster is None:
+        raster = stream.kept(progress)
+        store.put(key, raster)
+    return raster
 
 
 class TokenStream:
@@ -134,17 +150,36 @@ class TokenStream:
         memory_gb: float = 0.0,
     ):
         image = _checked(image, grid)
-        self._grid, self._encoder, self._device = grid, encoder, device_of(encoder)
+        self.grid, self._encoder, self.device = grid, encoder, device_of(encoder)
         self._view = SliceView(grid, plane, encoder, pixels, box)
+        self._image, self._chosen = image, (plane, pixels, box, subtract_empty)
         self._numbers = slice_numbers(image, mask, grid, self._view.axes[0], slice_gap_mm)
         self._slices = image.movedim(self._view.axes, (0, 1, 2))
         self._subtract_empty, self._memory_gb = subtract_empty, memory_gb
         self.shape = (len(self._numbers), *self._view.tokens)
 
     @property
+    def view(self) -> SliceView:
+        """How the encoder sees the slices."""
+        return self._view
+
+    @property
+    def numbers(self) -> list[int]:
+        """The encoded slices."""
+        return self._numbers
+
+    @property
     def bytes(self) -> int:
         """What all tokens take at half precision."""
         return 2 * math.prod(self.shape) * self._encoder.channels
+
+    def key(self, label: str = "") -> str:
+        """Hash of everything that the tokens depend on: image, grid, what is shown of it, weights and device."""
+        encoder = self._encoder
+        made_by = (encoder.id, encoder.weights_sha256, str(getattr(encoder, "precision", "")), self.device.type, label)
+        box = self._chosen[2] and tuple((part.start, part.stop) for part in self._chosen[2])
+        shown = (*self._chosen[:2], box, self._chosen[3], tuple(self._numbers))
+        return content_key(self._image, self.grid, made_by, shown)
 
     def weights(self, mask: np.ndarray) -> Tensor:
         """The share (slices, rows, columns), 0 to 1, of ``mask`` around each token."""
@@ -152,34 +187,34 @@ class TokenStream:
 
     def run(self, take: Callable[[int, Tensor], None], progress: Progress) -> None:
         """Call ``take(n, tokens)`` for slice after slice, with its tokens (rows, columns, C) in float32."""
-        rows, columns = self._view.resampling(self._device)
+        rows, columns = self._view.resampling(self.device)
         empty = 0.0
         if self._subtract_empty:
-            empty = self._encoder(torch.zeros(1, 1, *self._view.shape, device=self._device))
+            empty = self._encoder(torch.zeros(1, 1, *self._view.shape, device=self.device))
 
         def work(batch: Sequence[int]) -> Tensor:
-            slices = [self._slices[self._numbers[n]].to(self._device, torch.float32) for n in batch]
+            slices = [self._slices[self._numbers[n]].to(self.device, torch.float32) for n in batch]
             made = self._encoder(torch.stack([rows @ one @ columns.T for one in slices])[:, None]) - empty
             return made.permute(0, 2, 3, 1)
 
         each = math.prod(self._view.shape) * getattr(self._encoder, "bytes_per_pixel", 3000)
         at_once = batching.slices_at_once(each, _room(self._encoder, self._memory_gb) / 2)
-        batching.run(range(len(self._numbers)), work, take, at_once, self._device, progress)
+        batching.run(range(len(self._numbers)), work, take, at_once, self.device, progress)
 
     def kept(self, progress: Progress) -> FeatureRaster:
         """All tokens at half precision."""
-        values = torch.empty(*self.shape, self._encoder.channels, dtype=torch.float16, device=self._device)
+        values = torch.empty(*self.shape, self._encoder.channels, dtype=torch.float16, device=self.device)
         self.run(lambda n, tokens: values[n].copy_(_within_half(tokens)), progress)
         return self._raster(values)
 
     def projected(self, pca: SharedPCA, progress: Progress) -> FeatureRaster:
         """The principal components of all tokens; the tokens themselves are dropped slice by slice."""
-        values = torch.empty(*self.shape, pca.components, device=self._device)
+        values = torch.empty(*self.shape, pca.components, device=self.device)
         self.run(lambda n, tokens: values[n].copy_(pca.apply(_within_half(tokens))), progress)
         return self._raster(values)
 
     def _raster(self, values: Tensor) -> FeatureRaster:
-        return FeatureRaster(self._view.to_array(values), self._view.positions(self._numbers), self._grid)
+        return FeatureRaster(self._view.to_array(values), self._view.positions(self._numbers), self.grid)
 
 
 def _encode_volume(image: np.ndarray | Tensor, grid: Grid, encoder: VolumeEncoder) -> FeatureRaster:

@@ -112,6 +112,11 @@ class SliceView:
         """The inverse of `to_array`."""
         return values.movedim(self.axes, (0, 1, 2)).flip(self._against())
 
+    def fractions(self, side: int, indices: np.ndarray) -> np.ndarray:
+        """Where array ``indices`` lie in the picture, from 0 at its top (side 0) or left edge (side 1) to 1."""
+        steps = (np.asarray(indices, float) - self._edge[side]) / self._pixel[side] / self.shape[side]
+        return 1 - steps if self._signs[1 + side] < 0 else steps
+
     def _against(self) -> list[int]:
         """Sides of a picture that run against the array's axes."""
         return [1 + side for side in range(2) if self._signs[1 + side] < 0]

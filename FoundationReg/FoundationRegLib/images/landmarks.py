@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..core.files import printable, reason, replacing
 from ..core.formats import POINT_SUFFIXES, suffix_of
 from ..errors import InputError
+from .contents import FARTHEST_MM, require_regular
+
+_LARGEST_FILE = 1 << 26
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 _AXES = {("x", "y", "z"): 1.0, ("l", "p", "s"): 1.0, ("r", "a", "s"): _RAS_TO_LPS}
@@ -47,12 +49,15 @@ def read_points(path: str | Path) -> Points:
     Slicer lists as not placed are left out. Raises `InputError`.
     """
     path = Path(path).expanduser()
-    name = f"The points file {path}"
+    name = f"The points file {printable(path)}"
     try:
+        if not path.exists():
+            raise InputError(f"{name} does not exist.")
+        require_regular(path, name)
+        if path.stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{name} is too large to hold landmarks.")
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{name} does not exist.") from None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         raise InputError(f"{name} cannot be read as text.") from None
     readers = {".csv": _read_csv, ".fcsv": _read_fcsv, ".mrk.json": _read_markups}
     suffix = suffix_of(path)
@@ -62,12 +67,12 @@ def read_points(path: str | Path) -> Points:
         points = readers[suffix](text)
     except InputError as error:
         raise InputError(f"{name} {error}") from None
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError, csv.Error):
         raise InputError(f"{name} does not hold points as rows of three numbers.") from None
     if not len(points):
         raise InputError(f"{name} holds no points.")
-    if not np.isfinite(points.array).all():
-        raise InputError(f"{name} holds coordinates that are not finite.")
+    if not (np.abs(points.array) <= FARTHEST_MM).all():
+        raise InputError(f"{name} holds coordinates that are not finite or farther away than any image.")
     return points
 
 
@@ -157,14 +162,11 @@ def write_points(points: Points, path: str | Path) -> None:
     writers = {".csv": _csv_text, ".fcsv": _fcsv_text, ".mrk.json": _markups_text}
     if suffix_of(path) not in writers:
         raise InputError(f"Points cannot be written to {path}; use one of the extensions {' '.join(POINT_SUFFIXES)}.")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(writers[suffix_of(path)](points), encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(writers[suffix_of(path)](points), encoding="utf-8", newline="\n")
     except OSError as error:
-        raise InputError(f"Points cannot be written to {path}: {error.strerror}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise InputError(f"Points cannot be written to {path}: {reason(error)}.") from None
 
 
 def _csv_text(points: Points) -> str:
@@ -172,7 +174,9 @@ def _csv_text(points: Points) -> str:
     header = ["label", "l", "p", "s"] if points.labels else ["x", "y", "z"]
     rows = points.array.round(6).tolist()
     return _joined(
-        [header, *([label, *row] for label, row in _labelled(points, rows))] if points.labels else [header, *rows]
+        [header, *([harmless(label), *row] for label, row in _labelled(points, rows))]
+        if points.labels
+        else [header, *rows]
     )
 
 
@@ -180,6 +184,11 @@ def _joined(rows) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
+
+
+def harmless(text: str) -> str:
+    """``text`` for a cell of a .csv file, so that a spreadsheet does not take it for a formula (OWASP)."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _labelled(points: Points, rows: list) -> list[tuple[str, list]]:

@@ -2,114 +2,68 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-import struct
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from ..core.files import printable
 from ..core.formats import IMAGE_SUFFIXES, TRANSFORM_SUFFIXES, suffix_of
-from ..errors import InputError
+from ..core.memory import is_out_of_memory
+from ..errors import InputError, OutOfMemory
+from .contents import FARTHEST_MM, SPACING_LIMITS_MM, require_regular
 from .conversion import grid_of, image_from_array
+from .dicom import read_dicom_file, read_dicom_folder
+from .headers import Header, check_header
+from .native import quiet, readable, survives_reading
+from .transform_headers import check_transform, require_invertible
+
+SMALLEST_AXIS = 4
+LARGEST_BROKEN_SHARE = 0.01
+LARGEST_VALUE = 1e30
 
 # Cosine between two axes of a NIfTI matrix: rounding below the first, repaired with a warning up to the second.
 _SHEAR_SILENT, _SHEAR_REPAIRABLE = 1e-3, 0.02
-
-
-@contextmanager
-def _quiet():
-    """ITK's own warnings say less than ours, and it must accept NIfTI axes that are slightly off perpendicular."""
-    shown, asked = sitk.ProcessObject.GetGlobalWarningDisplay(), os.environ.get("ITK_NIFTI_SFORM_PERMISSIVE")
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-        if asked is None:
-            del os.environ["ITK_NIFTI_SFORM_PERMISSIVE"]
-        else:
-            os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = asked
+# Columns of a direction matrix may be off orthogonal by this much: silently (rounding) or with a warning.
+_SQUARE_SILENT, _SQUARE_REPAIRABLE = 1e-3, 0.02
 
 
 def read_file(path: Path, name: str, warnings: list[str]) -> sitk.Image:
-    """The image in the file ``path``; ``name`` opens the sentence of an error. Raises `InputError`."""
-    suffix = suffix_of(path)
-    if suffix not in IMAGE_SUFFIXES:
-        raise InputError(f"{name} has an unknown extension; use {' '.join(IMAGE_SUFFIXES)} or a folder of DICOM files.")
+    """The image in the file ``path``, by its content; ``name`` opens the sentence of an error.
+
+    The header is checked against what the file holds before ITK reads it. Raises `InputError`.
+    """
+    header = check_header(path, name)
+    if header.kind == "dicom":
+        return read_dicom_file(path, name, warnings)
+    if header.detached and suffix_of(path) not in header.suffixes:
+        raise InputError(f"{name} names other files with its voxels; its own must end in {header.suffixes[0]}.")
+    if header.shear > _SHEAR_REPAIRABLE:
+        raise InputError(f"{name} has axes that are not perpendicular (a tilted gantry?); resample it first.")
+    if header.shear > _SHEAR_SILENT:
+        warnings.append(f"{name} has axes that are not quite perpendicular; they were made so.")
     try:
-        with _quiet():
-            image = sitk.ReadImage(str(path))
-    except RuntimeError:
+        with quiet(), readable(path, header.suffixes) as place:
+            image = sitk.ReadImage(str(place))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{name} is too large for the memory of this computer; crop it first.") from None
         raise InputError(f"{name} cannot be read; the file is damaged or of another kind.") from None
-    if suffix in (".nii", ".nii.gz"):
-        shear = _nifti_shear(path)
-        if shear > _SHEAR_REPAIRABLE:
-            raise InputError(f"{name} has axes that are not perpendicular (a tilted gantry?); resample it first.")
-        if shear > _SHEAR_SILENT:
-            warnings.append(f"{name} has axes that are not quite perpendicular; they were made so.")
+    return _with_broken(image, header)
+
+
+def _with_broken(image: sitk.Image, header: Header) -> sitk.Image:
+    """``image`` with the voxels not a number that are none in the file; ITK has put 0 there."""
+    if not header.broken.size:
+        return image
+    array = sitk.GetArrayFromImage(image)
+    if array.dtype.kind == "f" and array.size > header.broken.max():
+        array.ravel()[header.broken] = np.nan
+        whole = sitk.GetImageFromArray(array, isVector=image.GetNumberOfComponentsPerPixel() > 1)
+        whole.CopyInformation(image)
+        return whole
     return image
-
-
-def _nifti_shear(path: Path) -> float:
-    """Largest cosine between two axes of the sform matrix in a NIfTI-1 header; ITK straightens them without a word."""
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        header = file.read(348)
-    if len(header) < 348:
-        return 0.0
-    order = "<" if struct.unpack_from("<i", header)[0] == 348 else ">"
-    if struct.unpack_from(f"{order}i", header)[0] != 348 or struct.unpack_from(f"{order}h", header, 254)[0] <= 0:
-        return 0.0
-    axes = np.array(struct.unpack_from(f"{order}12f", header, 280)).reshape(3, 4)[:, :3]
-    lengths = np.linalg.norm(axes, axis=0)
-    if not lengths.all():
-        return 0.0
-    axes = axes / lengths
-    return float(np.abs(axes.T @ axes - np.eye(3)).max())
-
-
-def read_dicom_folder(folder: Path, name: str, warnings: list[str]) -> sitk.Image:
-    """The series with the most files in ``folder``. Says in ``warnings`` which one when there are several."""
-    with _quiet():
-        series = {
-            uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-            for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        }
-        if not series:
-            raise InputError(f"{name} is a folder without DICOM images; give the one that directly holds the slices.")
-        files = series[max(series, key=lambda uid: (len(series[uid]), uid))]
-        try:
-            image = sitk.ReadImage(files[0]) if len(files) == 1 else sitk.ReadImage(files)
-        except RuntimeError:
-            raise InputError(f"{name} holds a DICOM series that cannot be read as one volume.") from None
-        if len(series) > 1:
-            counts = ", ".join(str(len(f)) for f in sorted(series.values(), key=len, reverse=True))
-            title = _description(files[0])
-            warnings.append(f"{name} holds {len(series)} DICOM series ({counts} files); the largest{title} was taken.")
-    return image
-
-
-def _description(file: str) -> str:
-    """The series description of a DICOM ``file`` in quotes with a space before, or nothing."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
-    text = reader.GetMetaData("0008|103e").strip() if reader.HasMetaDataKey("0008|103e") else ""
-    return f' "{text}"' if text else ""
-
-
-SMALLEST_AXIS = 4
-
-
-LARGEST_BROKEN_SHARE = 0.01
-
-
-# Columns of a direction matrix may be off orthogonal by this much: silently (rounding) or with a warning.
-_SQUARE_SILENT, _SQUARE_REPAIRABLE = 1e-3, 0.02
 
 
 def read_image(source: str | Path | sitk.Image, role: str, warnings: list[str] | None = None) -> sitk.Image:
@@ -123,11 +77,20 @@ def read_image(source: str | Path | sitk.Image, role: str, warnings: list[str] |
         image, name = source, f"The {role}"
     else:
         path = Path(source).expanduser()
-        name = f"The {role} {path}"
-        if not path.exists():
-            raise InputError(f"{name} does not exist.")
+        name = f"The {role} {printable(path)}"
+        require_path(path, name)
         image = read_dicom_folder(path, name, warnings) if path.is_dir() else read_file(path, name, warnings)
     return _squared(_scalar_volume(image, name), name, warnings)
+
+
+def require_path(path: Path, name: str) -> None:
+    """Raise `InputError` when there is nothing at ``path``, or its name is none that a file could have."""
+    try:
+        found = path.exists()
+    except (OSError, ValueError):
+        raise InputError(f"{name} cannot be opened; the name is too long or not possible.") from None
+    if not found:
+        raise InputError(f"{name} does not exist.")
 
 
 def _scalar_volume(image: sitk.Image, name: str) -> sitk.Image:
@@ -147,6 +110,12 @@ def _scalar_volume(image: sitk.Image, name: str) -> sitk.Image:
 
 def _squared(image: sitk.Image, name: str, warnings: list[str]) -> sitk.Image:
     """``image`` with the orthonormal direction nearest to its own. Raises `InputError` when that is far away."""
+    low, high = SPACING_LIMITS_MM
+    if not all(low <= spacing <= high for spacing in image.GetSpacing()):
+        spacing = " x ".join(f"{s:g}" for s in image.GetSpacing())
+        raise InputError(f"{name} has voxels of {spacing} mm; between {low:g} and {high:g} mm are possible.")
+    if not all(abs(value) <= FARTHEST_MM for value in image.GetOrigin()):
+        raise InputError(f"{name} has an origin that cannot be: {', '.join(f'{v:g}' for v in image.GetOrigin())} mm.")
     direction = np.array(image.GetDirection()).reshape(3, 3)
     skew = np.abs(direction.T @ direction - np.eye(3)).max()
     if not skew < _SQUARE_REPAIRABLE:
@@ -168,11 +137,14 @@ def repair(image: sitk.Image, role: str) -> tuple[sitk.Image, list[str]]:
     array = sitk.GetArrayViewFromImage(image)
     warnings = []
     if array.dtype.kind == "f":
-        broken = ~np.isfinite(array)
+        # Sums of squares of larger values overflow.
+        broken = ~(np.abs(array) < LARGEST_VALUE)
         count = int(broken.sum())
         if count >= LARGEST_BROKEN_SHARE * array.size:
             share = 100 * count / array.size
-            raise InputError(f"The {role} has {share:.0f} % voxels that are not numbers (NaN or infinite); fill them.")
+            raise InputError(
+                f"The {role} has {share:.0f} % voxels that are not numbers (NaN, infinite or beyond 1e30); fill them."
+            )
         if count:
             nearest = ndimage.distance_transform_edt(broken, return_distances=False, return_indices=True)
             array = array[tuple(nearest)]
@@ -186,24 +158,30 @@ def repair(image: sitk.Image, role: str) -> tuple[sitk.Image, list[str]]:
 def read_transform(path: str | Path) -> sitk.Transform:
     """A transform from a file of ITK's (.h5 .tfm .txt .mat) or from a displacement image in LPS mm.
 
-    Raises `InputError` when it is missing, unreadable or not 3-D.
+    Raises `InputError` when it is missing, unreadable, not 3-D or has no inverse anywhere.
     """
     path = Path(path).expanduser()
-    name = f"The transform {path}"
-    if not path.is_file():
-        raise InputError(f"{name} does not exist.")
+    name = f"The transform {printable(path)}"
+    require_path(path, name)
+    require_regular(path, name)
     if suffix_of(path) in IMAGE_SUFFIXES:
         field = read_file(path, name, [])
         if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
             raise InputError(f"{name} is no displacement field: a 3-D image with three numbers per voxel is needed.")
-        return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
-    if suffix_of(path) not in TRANSFORM_SUFFIXES:
-        known = " ".join(TRANSFORM_SUFFIXES + IMAGE_SUFFIXES)
-        raise InputError(f"{name} has an unknown extension; there are: {known}.")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError:
-        raise InputError(f"{name} cannot be read as an ITK transform.") from None
+        transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    else:
+        if suffix_of(path) not in TRANSFORM_SUFFIXES:
+            known = " ".join(TRANSFORM_SUFFIXES + IMAGE_SUFFIXES)
+            raise InputError(f"{name} has an unknown extension; there are: {known}.")
+        suffixes = check_transform(path, name)
+        try:
+            with quiet(), readable(path, suffixes) as place:
+                if ".h5" in suffixes and not survives_reading(place):
+                    raise ValueError
+                transform = sitk.ReadTransform(str(place))
+        except (RuntimeError, ValueError, MemoryError):
+            raise InputError(f"{name} cannot be read as an ITK transform; it is damaged.") from None
     if transform.GetDimension() != 3:
         raise InputError(f"{name} is for {transform.GetDimension()}-D images; a 3-D one is needed.")
+    require_invertible(transform, name)
     return transform

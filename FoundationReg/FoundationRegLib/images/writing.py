@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
-import uuid
 from pathlib import Path
 
 import SimpleITK as sitk
 
+from ..core.files import replacing
 from ..core.formats import IMAGE_SUFFIXES, WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES, suffix_of
+from ..core.memory import is_out_of_memory
 from ..errors import InputError
+from .native import quiet
 
 _HDF5_OVERHEAD = 1 << 20
 
@@ -49,17 +50,16 @@ def _write(path: str | Path, suffixes: tuple[str, ...], what: str, write, size: 
     # HDF5 that runs out of space crashes the process when it ends.
     if suffix in (".h5", ".hdf5") and shutil.disk_usage(path.parent).free < size + _HDF5_OVERHEAD:
         raise InputError(f"The {what} cannot be written to {path}: the disk is full.")
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:
-        write(str(temporary))
-        if not _is_whole(temporary, suffix, size):
-            raise OSError
-        os.replace(temporary, path)
-    except (RuntimeError, OSError):
+        with replacing(path, suffix) as temporary, quiet():
+            write(str(temporary))
+            if not _is_whole(temporary, suffix, size):
+                raise OSError
+    except (RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         hint = "is the folder writable and the disk not full?"
         raise InputError(f"The {what} cannot be written to {path}; {hint}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path, suffix: str, size: int) -> bool:

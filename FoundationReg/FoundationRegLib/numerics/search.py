@@ -7,11 +7,13 @@ scale, so that one schedule serves every encoder. Displacements in here are coun
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fields import warp
+from .fields import compose, warp
 from .filters import smooth
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -19,6 +21,62 @@ COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 # Candidates whose costs are smoothed at a time.
 _GROUP = 16
+# Distances between nodes and candidates that are held at a time.
+_DISTANCES = 1 << 25
+
+
+def search(
+    fixed: Tensor, moving: Tensor, weight: Tensor, radius: int, room: float = math.inf, check=lambda: None
+) -> Tensor:
+    """Displacement (3, D, H, W) in nodes, at most ``radius``, that takes ``fixed`` to ``moving`` (C, D, H, W).
+
+    ``weight`` (D, H, W): how much the fixed nodes count. Where the costs of all candidates would take more than
+    ``room`` bytes, the far candidates are searched on a lattice that is coarser by a whole factor, and the rest of the
+    displacement on the full one. ``check`` is called now and then and may raise to stop.
+    """
+    step = coarsening(weight, radius, room)
+    if step == 1:
+        offsets = candidates(_within(weight, radius), weight.device)
+        return coupled_convex(cost_volume(fixed, moving, offsets, weight, check), offsets, weight)
+    coarse = [_pooled(values, step) for values in (fixed, moving, weight[None])]
+    field = search(coarse[0], coarse[1], coarse[2][0], -(-radius // step), math.inf, check)
+    scaled = F.interpolate(field[None] * step, scale_factor=step, mode="trilinear", align_corners=False)[0]
+    field = scaled[(slice(None), *(slice(n) for n in weight.shape))]
+    # What is left is about half a node of the coarse lattice.
+    rest = next((r for r in range(step + 1, 1, -1) if search_bytes(weight, r) <= room), 1)
+    moved = warp(moving, field, (1.0, 1.0, 1.0))
+    return compose(field, search(fixed, moved, weight, rest, math.inf, check), (1.0, 1.0, 1.0))
+
+
+def coarsening(weight: Tensor, radius: int, room: float) -> int:
+    """The smallest factor by which the lattice of ``weight`` (D, H, W) must be coarser so that `search` over
+    ``radius`` of its nodes takes at most ``room`` bytes."""
+    for step in range(1, max(weight.shape)):
+        coarse = _pooled(weight[None], step)[0] if step > 1 else weight
+        if search_bytes(coarse, -(-radius // step)) <= room:
+            return step
+    return max(1, max(weight.shape) - 1)
+
+
+def search_bytes(weight: Tensor, radius: int) -> int:
+    """Bytes of the costs of all candidates within ``radius`` nodes: once by candidate, and of the nodes that count once
+    more by node."""
+    radii = _within(weight, radius)
+    # The ellipsoid's volume, and somewhat more for small ones, whose border is wide.
+    count = min(math.prod(2 * r + 1 for r in radii), 4.2 * math.prod(r + 0.35 for r in radii) + 1)
+    active = int((smooth(weight) > 0).sum())
+    return int(4 * count * (weight.numel() + active))
+
+
+def _within(weight: Tensor, radius: int) -> tuple[int, int, int]:
+    """``radius`` along each axis, but not beyond the lattice."""
+    return tuple(min(radius, n - 1) for n in weight.shape)
+
+
+def _pooled(values: Tensor, step: int) -> Tensor:
+    """Means of (C, D, H, W) over blocks of ``step`` nodes; the last block of an axis repeats the edge."""
+    pad = [n for size in reversed(values.shape[1:]) for n in (0, -size % step)]
+    return F.avg_pool3d(F.pad(values[None], pad, mode="replicate"), step)[0]
 
 
 def candidates(radius: tuple[int, int, int], device=None) -> Tensor:
@@ -71,6 +129,7 @@ def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPL
     # Candidates last: the smallest of neighbouring numbers is found many times quicker.
     flat = cost.flatten(1).T[active.flatten()]
     squared = offsets.square().sum(1)
+    chunk = max(16, min(chunk, _DISTANCES // len(offsets)))
     best = offsets[flat.argmin(1)]
     field = cost.new_zeros((3, *cost.shape[1:]))
     field[:, active] = best.T

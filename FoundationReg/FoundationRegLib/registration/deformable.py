@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,11 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..features.raster import FeatureRaster
 from ..numerics.adam import adam
+from ..numerics.devices import memory_limit
 from ..numerics.fields import compose, exponential, resize, warp
 from ..numerics.gauss_newton import gauss_newton
 from ..numerics.regularisation import Regulariser
-from ..numerics.search import candidates, cost_volume, coupled_convex, fill_inconsistent, inverse_consistent
+from ..numerics.search import fill_inconsistent, inverse_consistent, search
 from ..numerics.uncertainty import posterior_deviation
 from ..settings import Settings
 from .encoding import encode_pair, is_mind
@@ -76,7 +78,8 @@ def deform(
     field_mm, inconsistency = torch.zeros(3, *grid.shape, device=device), torch.zeros(grid.shape, device=device)
     if settings.search_range_mm > 0:
         with progress.stage("search", 0.15):
-            key = ("search", pyramid.key, settings.search_spacing_mm, settings.search_range_mm)
+            limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
+            key = ("search", pyramid.key, *limits)
             field_mm, inconsistency = cache.get(key, lambda: _search(pyramid, progress))
         if on_field:
             on_field("search", field_mm, pyramid.grid(search_factor(settings, pair.grid.spacing[0])))
@@ -106,17 +109,23 @@ def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor
         for side in ("fixed", "moving")
     )
     radius = max(1, round(settings.search_range_mm / (factor * spacing)))
-    offsets = candidates(tuple(min(radius, n - 1) for n in fixed.shape[1:]), pyramid.device)
+    room = search_room(settings, pyramid.device, int(np.prod(pyramid.pair.grid.shape)))
     fields = []
     for a, b, side in ((fixed, moving, "fixed"), (moving, fixed, "moving")):
         with progress.stage("search", 0.5):
-            weight = pyramid.mask(side, factor)
-            fields.append(coupled_convex(cost_volume(a, b, offsets, weight, progress.check), offsets, weight))
+            fields.append(search(a, b, pyramid.mask(side, factor), radius, room, progress.check))
     forward, backward = fields
     inconsistency = compose(backward, forward, (1.0, 1.0, 1.0)).norm(dim=0) * (factor * spacing)
     field_mm = inverse_consistent(forward, backward) * (factor * spacing)
     filled = fill_inconsistent(field_mm, inconsistency, pyramid.mask("fixed", factor), METHOD.inconsistency_mm)
     return filled, inconsistency
+
+
+def search_room(settings: Settings, device: torch.device, voxels: int) -> float:
+    """Bytes that the search may take beside what a working grid of ``voxels`` holds of images and features."""
+    limit = memory_limit(settings.memory_gb, device)
+    held = METHOD.base_gb * 1e9 + METHOD.held_bytes * voxels
+    return max(limit - held, METHOD.least_search_share * limit)
 
 
 def _refine(
@@ -223,9 +232,11 @@ def _uncertainty(
 ) -> Tensor:
     """Expected error (d, h, w) in mm on the nodes of ``displacement``."""
     factor, settings = METHOD.node_factor, pyramid.settings
-    pairs = pyramid.pairs(factor, _refining_encoders(settings))
-    mask = pyramid.mask("fixed", factor)
-    deviation = posterior_deviation(pairs, displacement, pyramid.spacing(factor), mask, _regulariser(settings, grey))
+    deviation = posterior_deviation(
+        pyramid.pairs(factor, _refining_encoders(settings), grey), displacement, pyramid.spacing(factor),
+        pyramid.mask("fixed", factor), _regulariser(settings, grey), pyramid.mask("moving", factor),
+        landmark_term(pyramid.pair, pyramid.grid(factor), pyramid.device),
+    )  # fmt: skip
     return expected_error(deviation, resize(inconsistency[None], tuple(deviation.shape))[0])
 
 

@@ -64,6 +64,7 @@ def _encode_with(
                 (pair.fixed, pair.moving), bodies, pair.grid, encoder, settings.pca_components, plane,
                 slice_gap_mm=settings.slice_gap_mm, pixels=settings.encoder_pixels, subtract_empty=True,
                 box=foreground_box(bodies, pair.grid), memory_gb=settings.memory_gb, progress=progress,
+                store=cache.store, label=str(options),
             )  # fmt: skip
             by_plane.append(rasters)
     if len(by_plane) == 1:

@@ -14,6 +14,7 @@ from ..images.conversion import grid_of
 from ..images.landmarks import read_points
 from ..images.reading import read_image, read_transform, repair
 from ..images.resampling import resample_to_grid
+from ..images.transform_headers import require_invertible
 
 ImageLike = str | Path | sitk.Image
 PointsLike = str | Path | np.ndarray
@@ -21,7 +22,10 @@ PointsLike = str | Path | np.ndarray
 
 @dataclass
 class Inputs:
-    """Both images and what comes with them; ``warnings`` says what was repaired."""
+    """Both images and what comes with them; ``warnings`` says what was repaired.
+
+    ``*_box_mask``: what the user's box holds, segmented by `boxes.segment_boxes`.
+    """
 
     fixed: sitk.Image
     moving: sitk.Image
@@ -34,6 +38,8 @@ class Inputs:
     moving_labels: sitk.Image | None = None
     fixed_points: np.ndarray | None = None
     moving_points: np.ndarray | None = None
+    fixed_box_mask: sitk.Image | None = None
+    moving_box_mask: sitk.Image | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -55,6 +61,7 @@ def read_inputs(
         )
         if given.GetDimension() != 3:
             raise InputError(f"The initial transform is for {given.GetDimension()}-D images; a 3-D one is needed.")
+        require_invertible(given, "The initial transform")
         made.initial = given
     for name, source in images.items():
         if source is None:

@@ -16,19 +16,25 @@ from torch import Tensor
 from ..core.cache import Cache
 from ..core.constants import METHOD
 from ..core.grid import Grid
+from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
+from ..encoders.anatomy_loading import anatomy_names, require_anatomy
 from ..encoders.loading import require
 from ..errors import InputError, OutOfMemory
 from ..images.conversion import grid_of
 from ..images.resampling import overlap_fraction
 from ..images.transforms import compose_field
-from ..numerics.devices import choose_device, is_out_of_memory
+from ..numerics.devices import choose_device, cpu_threads
 from ..settings import Settings
-from . import linear
+from ..weights import store
+from ..weights.catalogue import entry, own_model
+from . import boxes, linear
+from .boxes import BoxLike
 from .deformable import Deformation, deform
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
+from .regions import RegionPair, predict_pair, region_start
 from .result import Registration, build_result
 from .trust import keep_supported
 
@@ -52,8 +58,11 @@ def register(
     moving_labels: ImageLike | None = None,
     fixed_points: PointsLike | None = None,
     moving_points: PointsLike | None = None,
+    fixed_box: BoxLike | None = None,
+    moving_box: BoxLike | None = None,
     guide_with_labels: bool = False,
     guide_with_points: bool = False,
+    download: bool = False,
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Registration:
@@ -68,6 +77,9 @@ def register(
         fixed_labels, moving_labels: integer label images; values that both hold are compared.
         fixed_points, moving_points: files or arrays (n, 3) in LPS mm; row n of both is the same anatomy. Labels and
             points measure the result. They guide it only with ``guide_with_labels`` or ``guide_with_points``.
+        fixed_box, moving_box: around the same organ, six numbers each: x, y, z of two opposite corners in LPS mm. What
+            they hold is segmented (MedSAM-Lite) and guides the start and the field like a segmentation of the user's.
+        download: fetch weights that are missing; says yes to their licences. Otherwise nothing is fetched.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
 
     Raises:
@@ -80,20 +92,21 @@ def register(
         _guides(guide_with_labels, fixed_labels, moving_labels, "labels"),
         _guides(guide_with_points, fixed_points, moving_points, "points"),
     )
-    for name, _ in settings.encoders:
-        require(name, settings.encoder_layers)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    with out_of_memory_explained(device):
+    around = boxes.require_boxes(fixed_box, moving_box)
+    _require_heeded(settings, guided[1], moving_mask is not None or exclude_moving is not None)
+    _require_networks(settings, download, progress)
+    with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
             inputs = read_inputs(
                 fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
                 exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
                 moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
             )  # fmt: skip
+        with progress.stage("segment", 0.3 if around or settings.anatomy else 0.0):
+            regions = _look(inputs, around, settings, device, progress, cache)
         with progress.stage("align", 0.12):
             key = ("linear", _content(inputs), _aligning(settings))
-            transform, facts = cache.get(key, lambda: _align(inputs, settings, progress))
+            transform, facts = cache.get(key, lambda: _align(inputs, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
@@ -102,9 +115,21 @@ def register(
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         with progress.stage("output", 0.15):
             facts["guided"] = any(guided)
-            result = build_result(inputs, transform, facts, pair, deformation, settings, device, progress)
+            result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device, progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
+
+
+def _require_networks(settings: Settings, download: bool, progress: Progress) -> None:
+    """Raise for an encoder or anatomy network that cannot run, after fetching what may be fetched."""
+    for name, _ in settings.encoders:
+        if download and not own_model(name) and entry(name).weights is not None:
+            store.download(name, accept_licence=True, progress=progress)
+        require(name, settings.encoder_layers)
+    if settings.anatomy:
+        if download and settings.anatomy in anatomy_names():
+            store.download(settings.anatomy, accept_licence=True, progress=progress)
+        require_anatomy(settings.anatomy)
 
 
 @contextmanager
@@ -125,16 +150,37 @@ def _content(inputs: Inputs) -> str:
     digest = hashlib.sha256()
     for value in vars(inputs).values():
         if isinstance(value, sitk.Image):
-            digest.update(grid_of(value).affine.tobytes())
-            digest.update(np.ascontiguousarray(sitk.GetArrayViewFromImage(value)).tobytes())
-        elif isinstance(value, sitk.DisplacementFieldTransform):
-            digest.update(sitk.GetArrayViewFromImage(value.GetDisplacementField()).tobytes())
+            digest.update(_image_content(value))
         elif isinstance(value, sitk.Transform):
-            digest.update(repr((value.GetName(), value.GetParameters(), value.GetFixedParameters())).encode())
+            digest.update(_transform_content(value))
         elif isinstance(value, np.ndarray):
             digest.update(value.tobytes())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def _image_content(image: sitk.Image) -> bytes:
+    geometry = repr((image.GetSize(), image.GetPixelIDValue())).encode() + grid_of(image).affine.tobytes()
+    return geometry + np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()
+
+
+def _transform_content(transform: sitk.Transform) -> bytes:
+    """All that decides where ``transform`` takes points: of a field also where its nodes lie."""
+    kind = transform.GetName()
+    if kind == "CompositeTransform":
+        composite = sitk.CompositeTransform(transform)
+        parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
+        return b"(" + b"|".join(_transform_content(part) for part in parts) + b")"
+    if kind == "DisplacementFieldTransform":
+        return _image_content(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
+    return repr((kind, transform.GetParameters(), transform.GetFixedParameters())).encode()
+
+
+def _require_heeded(settings: Settings, by_points: bool, by_moving_mask: bool) -> None:
+    """Raise `InputError` where something was given that the optimizer Adam, the published schedule, does not know."""
+    if settings.optimizer == "adam" and (by_points or by_moving_mask):
+        what = "landmarks" if by_points else "a mask of the moving image"
+        raise InputError(f"The optimizer adam cannot be guided by {what}; leave it out or take gauss-newton.")
 
 
 def _guides(wanted: bool, fixed: Any, moving: Any, kind: str) -> bool:
@@ -147,7 +193,7 @@ def _guides(wanted: bool, fixed: Any, moving: Any, kind: str) -> bool:
 def _aligning(settings: Settings) -> str:
     """The settings that decide the linear stage."""
     names = ("start", "rigid", "affine", "seed", "fixed_intensity", "moving_intensity", "fixed_window",
-             "moving_window")  # fmt: skip
+             "moving_window", "anatomy")  # fmt: skip
     return str([getattr(settings, name) for name in names])
 
 
@@ -158,7 +204,32 @@ def _preparing(settings: Settings) -> str:
     return str([getattr(settings, name) for name in names])
 
 
-def _align(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk.Transform, dict[str, Any]]:
+def _look(
+    inputs: Inputs,
+    around: tuple[np.ndarray, np.ndarray] | None,
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+    cache: Cache,
+) -> RegionPair | None:
+    """Segment what the boxes ``around`` hold, into ``inputs``, and predict regions where the settings say so."""
+    images, content = (inputs.fixed, inputs.moving), _content(inputs)
+    parts = bool(around) + bool(settings.anatomy)
+    if around:
+        with progress.stage("segment boxes", 1 / parts):
+            key = ("boxes", content, around[0].tobytes(), around[1].tobytes())
+            masks = cache.get(key, lambda: boxes.segment_boxes(images, around, settings, device, progress))
+        inputs.fixed_box_mask, inputs.moving_box_mask = masks
+    if not settings.anatomy:
+        return None
+    with progress.stage("predict regions", 1 / parts):
+        key = ("regions", content, settings.anatomy, settings.fixed_intensity, settings.moving_intensity)
+        return cache.get(key, lambda: predict_pair(images, settings, device, progress))
+
+
+def _align(
+    inputs: Inputs, regions: RegionPair | None, settings: Settings, progress: Progress
+) -> tuple[sitk.Transform, dict[str, Any]]:
     sides = [
         linear.prepare(image, mask, None if kind == "auto" else kind, window)
         for image, mask, kind, window in (
@@ -167,12 +238,22 @@ def _align(inputs: Inputs, settings: Settings, progress: Progress) -> tuple[sitk
         )
     ]
     with progress.stage("start", 0.3):
-        start = linear.start_transform(*sides, settings.start, inputs.initial, settings.seed, progress, settings.affine)
+        given = inputs.initial
+        if given is None and inputs.fixed_box_mask is not None:
+            given = boxes.box_start(inputs.fixed_box_mask, inputs.moving_box_mask)
+        start = linear.start_transform(*sides, settings.start, given, settings.seed, progress, settings.affine)
+        chosen = given if settings.start in ("auto", "features") else start
+        if given is None and regions is not None and settings.start == "auto":
+            chosen = region_start(regions, start)
+            start = chosen or start
     with progress.stage("linear", 0.6):
-        found, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+        aligned, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+    if inputs.fixed_box_mask is not None:
+        overlaps = [boxes.overlap(inputs.fixed_box_mask, inputs.moving_box_mask, t) for t in (start, aligned)]
+        if overlaps[1] < overlaps[0]:
+            aligned, facts = start, {**facts, "kept": "start"}
     with progress.stage("check", 0.1):
-        chosen = None if settings.start in ("auto", "features") else start
-        return keep_supported(*sides, found, facts, inputs.initial or chosen, progress)
+        return keep_supported(*sides, aligned, facts, chosen, progress)
 
 
 def _deform(
@@ -190,7 +271,8 @@ def _deform(
     When memory runs out on a grid that nobody asked for, one of half as many voxels is taken instead.
     """
     preview = _previewer(linear, progress)
-    wanted = str([settings.to_dict(), guided]) if any(guided) else _preparing(settings)
+    guides = any(guided) or inputs.fixed_box_mask is not None
+    wanted = str([settings.to_dict(), guided]) if guides else _preparing(settings)
 
     def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
         with progress.stage("prepare", 0.05):

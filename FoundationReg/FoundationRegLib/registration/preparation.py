@@ -22,6 +22,7 @@ from ..images.preprocessing import (
     working_grid,
 )
 from ..images.resampling import resample_to_grid, validity
+from ..numerics.devices import memory_limit
 from ..settings import Settings
 from .inputs import Inputs
 from .pair import Pair
@@ -30,12 +31,10 @@ from .pyramid import lattice_multiple
 
 def working_voxels(settings: Settings, device: torch.device) -> int:
     """Voxels of the fixed image's working grid at most: as many as the memory holds, and no more than are of use."""
-    memory_gb = settings.memory_gb
-    if not memory_gb and device.type == "cuda":
-        memory_gb = torch.cuda.mem_get_info(device)[0] * 0.8e-9
-    if not memory_gb:
+    if not settings.memory_gb and device.type != "cuda":
         return MOST_VOXELS
-    return int(min(MOST_VOXELS, max(METHOD.least_voxels, (memory_gb - METHOD.base_gb) * 1e9 / METHOD.voxel_bytes)))
+    room = memory_limit(settings.memory_gb, device) - METHOD.base_gb * 1e9
+    return int(min(MOST_VOXELS, max(METHOD.least_voxels, room / METHOD.voxel_bytes)))
 
 
 def prepare_pair(
@@ -62,7 +61,7 @@ def prepare_pair(
         body = _mask_on(image_from_array(bodies[side], grid_of(image)), grid, through)
         sides[f"{side}_body"] = body if settings.body_mask and body.any() else inside
         sides[f"{side}_mask"] = _similarity_mask(inputs, side, sides[f"{side}_body"], inside, grid, through)
-    guides = _label_channels(inputs, grid, linear) if by_labels else None
+    guides = _guides(inputs, grid, linear, by_labels)
     landmarks = _landmarks(inputs, grid, linear) if by_points else None
     return Pair(grid, **sides, guides=guides, landmarks=landmarks)
 
@@ -108,11 +107,26 @@ def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray
     return near.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
-def _label_channels(inputs: Inputs, grid: Grid, linear: sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
+def _guides(
+    inputs: Inputs, grid: Grid, linear: sitk.Transform, by_labels: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Channels of the labels, if they guide, and of the boxes' masks, if there are any."""
+    pairs = [(inputs.fixed_labels, inputs.moving_labels)] if by_labels else []
+    if inputs.fixed_box_mask is not None:
+        pairs.append((inputs.fixed_box_mask, inputs.moving_box_mask))
+    if not pairs:
+        return None
+    fixed, moving = zip(*(_label_channels(*pair, grid, linear) for pair in pairs), strict=True)
+    return np.concatenate(fixed), np.concatenate(moving)
+
+
+def _label_channels(
+    fixed_labels: sitk.Image, moving_labels: sitk.Image, grid: Grid, linear: sitk.Transform
+) -> tuple[np.ndarray, np.ndarray]:
     """Each common label as a soft channel (C, D, H, W), blurred by a few mm so that it pulls from afar."""
-    labels = metrics.common_labels(inputs.fixed_labels, inputs.moving_labels)
-    fixed = resample_to_grid(inputs.fixed_labels, grid, None, "nearest", 0)
-    moving = resample_to_grid(inputs.moving_labels, grid, linear, "nearest", 0)
+    labels = metrics.common_labels(fixed_labels, moving_labels)
+    fixed = resample_to_grid(fixed_labels, grid, None, "nearest", 0)
+    moving = resample_to_grid(moving_labels, grid, linear, "nearest", 0)
     sigma = 3.0 / grid.spacing
     soft = [
         np.stack([ndimage.gaussian_filter((values == label).astype(np.float32), sigma) for label in labels])

@@ -27,6 +27,7 @@ from .inputs import Inputs
 from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
+from .regions import RegionPair, region_scores
 from .trust import Trust, choose, warnings_of
 
 
@@ -42,6 +43,8 @@ class Registration:
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
     ``uncertainty``: error estimate in mm.
     ``quality``: one plain sentence for the user. ``trust``: the failure score, and which candidate the result is.
+    ``regions``: what an anatomy network predicted in both images. ``box_masks``: what was segmented in the user's boxes
+    in the fixed and the moving image, each on its image's lattice.
     """
 
     fixed: sitk.Image
@@ -59,6 +62,8 @@ class Registration:
     warped_labels: sitk.Image | None = None
     trust: Trust | None = None
     warnings: list[str] = field(default_factory=list)
+    regions: RegionPair | None = None
+    box_masks: tuple[sitk.Image, sitk.Image] | None = None
 
     def inverse(self) -> sitk.DisplacementFieldTransform:
         """The numerical inverse: maps moving points to fixed points, over the whole moving image.
@@ -83,6 +88,7 @@ def build_result(
     facts: dict[str, Any],
     pair: Pair,
     deformation: Deformation,
+    regions: RegionPair | None,
     settings: Settings,
     device: torch.device,
     progress: Progress,
@@ -91,45 +97,54 @@ def build_result(
     # A start that bends is kept in full detail.
     lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
     transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
-    start = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
-    trust = choose(
-        facts.get("witness"), {"after": transform, "linear": linear, "before": start},
-        facts["kept"] != "before", facts.get("guided", False),
-    )  # fmt: skip
+    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    stages = {"after": transform, "linear": linear, "before": before}
+    trust = choose(facts.get("witness"), stages, facts["kept"] != "before", facts.get("guided", False))
     if trust.kept != "after":
-        linear = start if trust.kept == "before" else linear
+        linear = stages[trust.kept]
         deformation = replace(deformation, displacement=torch.zeros_like(deformation.displacement), uncertainty=None)
         transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed)
     progress.update(0.3)
     warped = warp(inputs.moving, transform, inputs.fixed)
-    scores = _scores(inputs, linear, transform, progress)
-    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *warnings_of(trust)]))
+    scores = _scores(inputs, linear, transform, regions, progress)
+    seen = regions.warnings if regions else []
+    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *seen, *warnings_of(trust)]))
     labels = None
     if inputs.moving_labels is not None:
         labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
     record = _record(settings, device, deformation, pair) | {
         "linear": facts.get("kept", "start"), "trust": trust.to_dict(), "warnings": warnings,
     }  # fmt: skip
+    if regions is not None:
+        record["anatomy"] = {"network": regions.network, "sha256": regions.sha256, "believed": regions.believed}
+    boxed = (inputs.fixed_box_mask, inputs.moving_box_mask) if inputs.fixed_box_mask is not None else None
     pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
     return Registration(
         fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
-        record=record, quality=describe(scores, deformation, settings, trust), loss=deformation.losses, features=pictures,
-        feature_grid=picture_grid, uncertainty=_uncertainty_image(deformation, inputs.fixed), warped_labels=labels,
-        trust=trust, warnings=warnings,
+        record=record, quality=describe(scores, deformation, settings, trust), loss=deformation.losses,
+        features=pictures, feature_grid=picture_grid, uncertainty=_uncertainty_image(deformation, inputs.fixed), warped_labels=labels,
+        trust=trust, warnings=warnings, regions=regions, box_masks=boxed,
     )  # fmt: skip
 
 
 def _scores(
-    inputs: Inputs, linear: sitk.Transform, transform: sitk.Transform, progress: Progress
+    inputs: Inputs,
+    linear: sitk.Transform,
+    transform: sitk.Transform,
+    regions: RegionPair | None,
+    progress: Progress,
 ) -> dict[str, dict[str, float]]:
     """Metrics before, after the linear stage and after all."""
     references = {
         name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
     }
     identity = sitk.Transform(3, sitk.sitkIdentity)
+    stages = {"before": inputs.initial or identity, "linear": linear, "after": transform}
+    predicted = region_scores(regions, stages) if regions is not None else {}
     scores = {}
-    for name, candidate in (("before", inputs.initial or identity), ("linear", linear), ("after", transform)):
+    for name, candidate in stages.items():
         scores[name] = metrics.evaluate(inputs.fixed, inputs.moving, candidate, mask=inputs.fixed_mask, **references)
+        scores[name].update(predicted.get(name, {}))
         progress.update(0.5)
     return scores
 

@@ -28,7 +28,7 @@ from .views import Plane
 
 GRID_LINE_MM = 8.0
 # The stages of `registration.register` that do not lie inside each other.
-STAGES = ("load", "align", "prepare", "encode", "search", "refine", "output")
+STAGES = ("load", "segment", "align", "prepare", "encode", "search", "refine", "output")
 JACOBIAN_RANGE = (0.4, 1.0, 2.2)
 FOLD_COLOUR = (1.0, 0.1, 0.75)
 
@@ -69,6 +69,8 @@ def render(
         warnings=result.warnings,
         metrics=metric_rows(result.metrics),
         labels=label_rows(result.metrics),
+        regions=label_rows(result.metrics, "predicted_dice_per_structure"),
+        network=result.regions.network if result.regions else "",
         planes=[{"name": p.name, "letters": p.letters, "rows": p.size[0], "columns": p.size[1]} for p in planes],
         slices=slices,
         features=feature_pictures(result, planes),
@@ -209,9 +211,9 @@ def metric_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def label_rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, float, float]]:
-    """Label, Dice before and Dice after."""
-    before, after = (metrics.get(when, {}).get("dice_per_label") or {} for when in ("before", "after"))
+def label_rows(metrics: dict[str, dict[str, Any]], key: str = "dice_per_label") -> list[tuple[str, float, float]]:
+    """Label or predicted structure, Dice before and Dice after."""
+    before, after = (metrics.get(when, {}).get(key) or {} for when in ("before", "after"))
     return [(str(label), before.get(label, float("nan")), after[label]) for label in after]
 
 

@@ -12,6 +12,9 @@ from typing import Any
 from ..core.resources import resource_path
 from ..errors import InputError
 
+# Families whose networks name what they see; they are chosen by the setting ``anatomy``, not as encoders.
+ANATOMY_FAMILIES = ("meshnet", "obelisk")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -44,7 +47,8 @@ class Entry:
     ``pixels``: longer side of the input that suits the weights. ``stride``: pixels per token. ``pca``: components
     that suit it. ``gated``: the owner wants to be asked before a download. ``seconds_cpu``: what a slice takes on two
     cores of a server, ``seconds_measured`` or else worked out from that of a similar network; None is not known.
-    ``options``: for the family's loader.
+    ``options``: for the family's loader; of an anatomy network also its ``classes``, the background first, and its
+    ``frame`` (`encoders.anatomy.Frame`).
     """
 
     id: str
@@ -62,6 +66,11 @@ class Entry:
     seconds_cpu: float | None = None
     seconds_measured: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names_anatomy(self) -> bool:
+        """Whether it is an anatomy network."""
+        return self.family in ANATOMY_FAMILIES
 
 
 @functools.cache
@@ -91,9 +100,12 @@ def own_model(id: str) -> Path | None:
     """
     if id in catalogue():
         return None
-    path = Path(id).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(id).expanduser()
+        if path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError):
+        raise InputError(f"There is no encoder {id[:60]!r}: no file can have that name.") from None
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"There is no encoder {id!r}: no such file or folder is on this computer.")
     entry(id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
+
+# Float weights shrink to a half at best; some files hold zeros.
+_LARGEST_GROWTH = 20
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -25,7 +30,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _require_bounded(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles; what they hold is refused or read
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError:
         raise WeightsError(
             f"The file {path} holds more than weights (Python objects that would run as code) and was not opened."
@@ -38,6 +48,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"The file {path} holds no table of weights.")
     return dict(content)
+
+
+def _require_bounded(path: Path) -> None:
+    """Raise `WeightsError` where a PyTorch file, a zip archive, would unpack to far more than its own size.
+
+    torch stores weights as they are; an archive that was packed again may be made to fill the memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        promised = sum(item.file_size for item in archive.infolist())
+    if promised > _LARGEST_GROWTH * path.stat().st_size + (1 << 20):
+        raise WeightsError(f"The file {path} unpacks to {promised / 1e6:,.0f} MB, more than weights would.")
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

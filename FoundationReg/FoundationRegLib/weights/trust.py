@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import time
 from pathlib import Path
 
+from ..core.files import replacing
 from ..errors import InputError, WeightsError
 from . import store
 from .wheels import sha256
@@ -33,9 +33,15 @@ def kept() -> dict[str, dict[str, str]]:
     """Those of `trusted` that other processes know too."""
     try:
         entries = json.loads((store.models_folder() / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return entries if isinstance(entries, dict) else {}
+    if not isinstance(entries, dict):
+        return {}
+    return {
+        name: {"file": facts["file"], "date": str(facts.get("date", ""))}
+        for name, facts in entries.items()
+        if isinstance(facts, dict) and isinstance(facts.get("file"), str)
+    }
 
 
 def is_trusted(path: str | Path) -> bool:
@@ -44,18 +50,22 @@ def is_trusted(path: str | Path) -> bool:
     return path.is_dir() or digest(path) in trusted()
 
 
-def trust(path: str | Path) -> str:
-    """Remember, at least in this process, that the user trusts this file as it is now. Returns its SHA256."""
+def trust(path: str | Path, shown: str = "") -> str:
+    """Remember, at least in this process, that the user trusts this file with the content whose SHA256 was ``shown``
+    to them; without it, as it is now. Returns the SHA256.
+
+    The file is not read again, so that one that was exchanged while the user read the question is not trusted.
+    """
     path = checked(path)
-    name = digest(path)
+    name = shown or digest(path)
     _given[name] = {"file": str(path.absolute()), "date": time.strftime("%Y-%m-%d")}
     _write(trusted())
     return name
 
 
-def keep(path: str | Path) -> str:
+def keep(path: str | Path, shown: str = "") -> str:
     """As `trust`, for other processes too. Raises `WeightsError` when that cannot be written down."""
-    name = trust(path)
+    name = trust(path, shown)
     if name not in kept():
         _given.pop(name)
         raise WeightsError(f"This cannot be remembered: the folder {store.models_folder()} cannot be written to.")
@@ -84,9 +94,10 @@ def require(path: str | Path) -> None:
         )
 
 
-def question(path: str | Path) -> str:
-    """What the user is to decide."""
-    return f"{path} is TorchScript: a program that would run on this computer (SHA256 {digest(Path(path))[:12]}...)."
+def question(path: str | Path, shown: str = "") -> str:
+    """What the user is to decide about the content with the SHA256 ``shown``, by default that of now."""
+    shown = shown or digest(Path(path))
+    return f"{path} is TorchScript: a program that would run on this computer (SHA256 {shown[:12]}...)."
 
 
 def checked(path: str | Path) -> Path:
@@ -113,11 +124,7 @@ def _digest(path: Path, _size: int, _time: int) -> str:
 def _write(entries: dict[str, dict[str, str]]) -> None:
     """Replace the file as a whole. A folder that cannot be written to is no error."""
     path = store.models_folder() / FILE
-    temporary = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(entries, indent=2), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(entries, indent=2), encoding="utf-8")

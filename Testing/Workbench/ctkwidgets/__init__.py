@@ -6,15 +6,6 @@ is neither property, slot nor Q_INVOKABLE there cannot be reached from Slicer's 
 
 # ruff: noqa: F401 - what is imported here is what the module ``ctk`` offers
 
-from .inputs import (
-    ctkCheckableComboBox,
-    ctkCheckBox,
-    ctkComboBox,
-    ctkDirectoryButton,
-    ctkFileDialog,
-    ctkMenuButton,
-    ctkMessageBox,
-    ctkPathLineEdit,
-)
-from .sections import ctkCollapsibleButton, ctkCollapsibleGroupBox
-from .values import ctkDoubleSpinBox, ctkRangeWidget, ctkSliderWidget
+from .inputs import ctkComboBox, ctkMessageBox
+from .sections import ctkCollapsibleButton
+from .values import ctkSliderWidget

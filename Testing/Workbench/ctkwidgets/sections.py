@@ -1,9 +1,8 @@
-"""Sections of a panel that fold."""
+"""The section of a panel that folds."""
 
 from PySide6.QtCore import Property, QEvent, QSize, Qt, Signal
 from PySide6.QtWidgets import (
     QAbstractButton,
-    QGroupBox,
     QSizePolicy,
     QStyle,
     QStyleOption,
@@ -35,13 +34,6 @@ class ctkCollapsibleButton(QAbstractButton):
 
     collapsed = Property(bool, lambda self: self._collapsed, lambda self, value: self._setCollapsed(value))
     collapsedHeight = stored(int, "_collapsedHeight", 14, QWidget.updateGeometry)
-    flat = stored(bool, "_flat", False, QWidget.update)
-    contentsFrameShape = stored("int", "_frameShape", 0)
-    contentsFrameShadow = stored("int", "_frameShadow", 0)
-    contentsLineWidth = stored(int, "_lineWidth", 1)
-    contentsMidLineWidth = stored(int, "_midLineWidth", 0)
-    buttonTextAlignment = stored("int", "_textAlignment", Qt.AlignLeft | Qt.AlignVCenter)
-    indicatorAlignment = stored("int", "_indicatorAlignment", Qt.AlignLeft | Qt.AlignVCenter)
 
     def _setCollapsed(self, collapsed):
         if self.checkable:
@@ -128,30 +120,3 @@ class ctkCollapsibleButton(QAbstractButton):
         text = option.rect.adjusted(indicator + 12, 0, -4, 0)
         flags = int(Qt.AlignLeft | Qt.AlignVCenter | Qt.TextShowMnemonic)
         painter.drawItemText(text, flags, option.palette, self.enabled, self.text, option.palette.ColorRole.ButtonText)
-
-
-class ctkCollapsibleGroupBox(QGroupBox):
-    """A group box whose check box folds its contents."""
-
-    def __init__(self, title="", parent=None):
-        if isinstance(title, QWidget):
-            title, parent = "", title
-        super().__init__(title, parent)
-        self.setCheckable(True)
-        self.setChecked(True)
-        self._contents = []
-        self.toggled.connect(self._expand)
-
-    collapsed = Property(bool, lambda self: not self.checked, lambda self, value: self.setChecked(not value))
-    collapsedHeight = stored(int, "_collapsedHeight", 14)
-
-    def _expand(self, expand):
-        if expand:
-            for widget in self._contents:
-                widget.show()
-            self.setMaximumHeight(16777215)
-        else:
-            self._contents = [w for w in self.children() if isinstance(w, QWidget) and not w.isHidden()]
-            for widget in self._contents:
-                widget.hide()
-            self.setMaximumHeight(self.fontMetrics().height() + self.collapsedHeight)

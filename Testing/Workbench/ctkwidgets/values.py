@@ -1,4 +1,4 @@
-"""Spin boxes and sliders for real numbers."""
+"""A slider for real numbers."""
 
 import math
 
@@ -12,74 +12,6 @@ from PySide6.QtWidgets import (
 )
 
 from ..qtproperty import forwarded, stored
-
-
-class ctkDoubleSpinBox(QWidget):
-    """A spin box for real numbers."""
-
-    valueChanged = Signal(float)
-    editingFinished = Signal()
-    decimalsChanged = Signal(int)
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._spinBox = QDoubleSpinBox(self)
-        self._spinBox.setKeyboardTracking(False)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._spinBox)
-        self.setFocusProxy(self._spinBox)
-        self.setSizePolicy(QSizePolicy(QSizePolicy.Minimum, QSizePolicy.Fixed, QSizePolicy.SpinBox))
-        self._spinBox.valueChanged.connect(self.valueChanged)
-        self._spinBox.editingFinished.connect(self.editingFinished)
-
-    def _set_decimals(self, value):
-        if value != self._spinBox.decimals:
-            self._spinBox.decimals = value
-            self.decimalsChanged.emit(value)
-
-    alignment = forwarded("int", "_spinBox", "alignment")
-    frame = forwarded(bool, "_spinBox", "frame")
-    readOnly = forwarded(bool, "_spinBox", "readOnly")
-    prefix = forwarded(str, "_spinBox", "prefix")
-    suffix = forwarded(str, "_spinBox", "suffix")
-    minimum = forwarded(float, "_spinBox", "minimum")
-    maximum = forwarded(float, "_spinBox", "maximum")
-    singleStep = forwarded(float, "_spinBox", "singleStep")
-    value = forwarded(float, "_spinBox", "value")
-    cleanText = Property(str, lambda self: self._spinBox.cleanText)
-    decimals = Property(int, lambda self: self._spinBox.decimals, _set_decimals)
-
-    @Slot(float)
-    def setValue(self, value):
-        self._spinBox.value = value
-
-    @Slot(float)
-    def setValueIfDifferent(self, value):
-        self._spinBox.value = value
-
-    @Slot(float)
-    def setValueAlways(self, value):
-        before = self._spinBox.value
-        self._spinBox.value = value
-        if self._spinBox.value == before:
-            self.valueChanged.emit(before)
-
-    @Slot(int)
-    def setDecimals(self, decimals):
-        self._set_decimals(decimals)
-
-    @Slot(bool)
-    def setReadOnly(self, readOnly):
-        self._spinBox.readOnly = readOnly
-
-    @Slot()
-    def stepUp(self):
-        self._spinBox.stepUp()
-
-    @Slot()
-    def stepDown(self):
-        self._spinBox.stepDown()
 
 
 class _RealSlider(QSlider):
@@ -110,12 +42,12 @@ class ctkSliderWidget(QWidget):
 
     valueChanged = Signal(float)
     valueIsChanging = Signal(float)
-    decimalsChanged = Signal(int)
 
     def __init__(self, parent=None):
         super().__init__(parent)
         self._slider = _RealSlider(Qt.Horizontal, self)
-        self._spinBox = ctkDoubleSpinBox(self)
+        self._spinBox = QDoubleSpinBox(self)
+        self._spinBox.setKeyboardTracking(False)
         self._tracking, self._changing, self._valueBeforeChange = True, False, 0.0
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -129,7 +61,6 @@ class ctkSliderWidget(QWidget):
         self._slider.sliderPressed.connect(self._startChanging)
         self._slider.sliderReleased.connect(self._stopChanging)
         self._spinBox.valueChanged.connect(self._onSpinBoxChanged)
-        self._spinBox.decimalsChanged.connect(self.decimalsChanged)
 
     def _rescale(self):
         spin = self._spinBox
@@ -170,100 +101,10 @@ class ctkSliderWidget(QWidget):
     maximum = forwarded(float, "_spinBox", "maximum", _rescale)
     prefix = forwarded(str, "_spinBox", "prefix")
     suffix = forwarded(str, "_spinBox", "suffix")
-    spinBoxAlignment = forwarded("int", "_spinBox", "alignment")
-    invertedAppearance = forwarded(bool, "_slider", "invertedAppearance")
-    invertedControls = forwarded(bool, "_slider", "invertedControls")
-    tickPosition = forwarded("int", "_slider", "tickPosition")
     value = Property(float, _value, _setValue)
     tracking = stored(bool, "_tracking", True)
     pageStep = stored(float, "_pageStep", 10.0)
-    tickInterval = stored(float, "_tickInterval", 0.0)
-    spinBoxVisible = Property(
-        bool, lambda self: not self._spinBox.isHidden(), lambda self, value: self._spinBox.setVisible(value)
-    )
-    popupSlider = stored(bool, "_popupSlider", False)
 
     @Slot(float)
     def setValue(self, value):
         self._setValue(value)
-
-    @Slot(int)
-    def setDecimals(self, decimals):
-        self.decimals = decimals
-
-    @Slot(bool)
-    def setSpinBoxVisible(self, visible):
-        self._spinBox.setVisible(visible)
-
-    @Slot()
-    def reset(self):
-        self._setValue(0.0)
-
-
-class ctkRangeWidget(QWidget):
-    """Two spin boxes that bound an interval."""
-
-    minimumValueChanged = Signal(float)
-    maximumValueChanged = Signal(float)
-    valuesChanged = Signal(float, float)
-    rangeChanged = Signal(float, float)
-
-    def __init__(self, parent=None):
-        super().__init__(parent)
-        self._low, self._high = ctkDoubleSpinBox(self), ctkDoubleSpinBox(self)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for box in (self._low, self._high):
-            box.maximum = 99.0
-            layout.addWidget(box, 1)
-        self._high.value = 99.0
-        self._low.valueChanged.connect(self._onLow)
-        self._high.valueChanged.connect(self._onHigh)
-
-    def _onLow(self, value):
-        self.minimumValueChanged.emit(value)
-        self._high.value = max(self._high.value, value)
-        self.valuesChanged.emit(value, self._high.value)
-
-    def _onHigh(self, value):
-        self.maximumValueChanged.emit(value)
-        self._low.value = min(self._low.value, value)
-        self.valuesChanged.emit(self._low.value, value)
-
-    def _both(kind, name):
-        def write(self, value):
-            for box in (self._low, self._high):
-                setattr(box, name, value)
-            if name in ("minimum", "maximum"):
-                self.rangeChanged.emit(self._low.minimum, self._low.maximum)
-
-        return Property(kind, lambda self: getattr(self._low, name), write)
-
-    decimals = _both(int, "decimals")
-    singleStep = _both(float, "singleStep")
-    minimum = _both(float, "minimum")
-    maximum = _both(float, "maximum")
-    prefix = _both(str, "prefix")
-    suffix = _both(str, "suffix")
-    minimumValue = forwarded(float, "_low", "value")
-    maximumValue = forwarded(float, "_high", "value")
-    tracking = stored(bool, "_tracking", True)
-
-    def setRange(self, low, high):
-        self.minimum, self.maximum = low, high
-
-    @Slot(float)
-    def setMinimumValue(self, value):
-        self._low.value = value
-
-    @Slot(float)
-    def setMaximumValue(self, value):
-        self._high.value = value
-
-    @Slot(float, float)
-    def setValues(self, low, high):
-        self._low.value, self._high.value = min(low, high), max(low, high)
-
-    @Slot()
-    def reset(self):
-        self.setValues(self._low.minimum, self._high.maximum)

@@ -9,6 +9,8 @@ import vtk
 from PySide6.QtCore import Signal, Slot
 from PySide6.QtWidgets import QWidget
 
+from ..ctkwidgets import ctkSliderWidget
+
 
 class Observations:
     """VTK observations of a Qt object that end with it."""
@@ -56,6 +58,16 @@ class _SceneWidget(QWidget):
 
 class qMRMLWidget(_SceneWidget):
     """A widget that knows the scene; panels connect their selectors to its signal in the .ui file."""
+
+    def mrmlScene(self):
+        return self._scene
+
+
+class qMRMLSliderWidget(ctkSliderWidget):
+    """A slider that knows the scene; Slicer's takes its unit from there."""
+
+    def setMRMLScene(self, scene):
+        self._scene = scene
 
     def mrmlScene(self):
         return self._scene

@@ -22,31 +22,20 @@ class qMRMLNodeComboBox(QWidget):
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
     nodeActivated = Signal(object)
-    nodeAdded = Signal(object)
     nodeAddedByUser = Signal(object)
-    nodeAddedByUserAction = Signal(object)
-    nodeAboutToBeRemoved = Signal(object)
-    nodeAboutToBeEdited = Signal(object)
-    currentNodeRenamed = Signal(str)
     _currentNodeValid = Signal(bool)
     cppSignals: ClassVar[dict] = {
         "currentNodeChanged(vtkMRMLNode*)": "currentNodeChanged",
         "currentNodeChanged(bool)": "_currentNodeValid",
         "currentNodeIDChanged(QString)": "currentNodeIDChanged",
         "nodeActivated(vtkMRMLNode*)": "nodeActivated",
-        "nodeAdded(vtkMRMLNode*)": "nodeAdded",
         "nodeAddedByUser(vtkMRMLNode*)": "nodeAddedByUser",
-        "nodeAddedByUserAction(vtkMRMLNode*)": "nodeAddedByUserAction",
-        "nodeAboutToBeRemoved(vtkMRMLNode*)": "nodeAboutToBeRemoved",
-        "nodeAboutToBeEdited(vtkMRMLNode*)": "nodeAboutToBeEdited",
-        "currentNodeRenamed(QString)": "currentNodeRenamed",
     }
     _comboBoxClass = ctkComboBox
 
     def __init__(self, parent=None):
         super().__init__(parent)
         self._scene, self._requestedID, self._switchingScene = None, "", False
-        self._attributes, self._newAttributes, self._baseNames, self._labels, self._menuActions = [], {}, {}, {}, []
         self._sceneObservations, self._nodeObservations = Observations(self), Observations(self)
         self._comboBox = self._comboBoxClass(self)
         self._comboBox.setModel(QStandardItemModel(self))
@@ -75,58 +64,34 @@ class qMRMLNodeComboBox(QWidget):
     )
     showHidden = stored(bool, "_showHidden", False, _refresh)
     showChildNodeTypes = stored(bool, "_showChildNodeTypes", True, _refresh)
-    hideChildNodeTypes = stored("QStringList", "_hideChildNodeTypes", [], _refresh)
     noneEnabled = stored(bool, "_noneEnabled", False, lambda self: self._updateNone())
     noneDisplay = stored(str, "_noneDisplay", "None", lambda self: self._updateNone())
     addEnabled = stored(bool, "_addEnabled", True, lambda self: self._updateActions())
     removeEnabled = stored(bool, "_removeEnabled", True, lambda self: self._updateActions())
-    editEnabled = stored(bool, "_editEnabled", False, lambda self: self._updateActions())
     renameEnabled = stored(bool, "_renameEnabled", False, lambda self: self._updateActions())
     selectNodeUponCreation = stored(bool, "_selectNodeUponCreation", True)
-    interactionNodeSingletonTag = stored(str, "_interactionNodeSingletonTag", "Singleton")
-    baseName = Property(str, lambda self: self._baseName(), lambda self, name: self._setBaseName(name))
+    baseName = stored(str, "_baseName", "")
     currentNodeID = Property(str, lambda self: self._currentID(), lambda self, node_id: self.setCurrentNodeID(node_id))
-    sizeAdjustPolicy = Property(
-        "int", lambda self: self._comboBox.sizeAdjustPolicy, lambda self, v: self._comboBox.setSizeAdjustPolicy(v)
-    )
 
     def _setNodeTypes(self, types):
         self._nodeTypes = [t for t in types if t]
         self._comboBox.defaultText = f"Select a {self.nodeTypeLabel(next(iter(self._nodeTypes), ''))}"
         self._refresh()
 
-    def _baseName(self):
-        return self._baseNames.get(self.nodeTypes[0], "") if self.nodeTypes else ""
-
-    def _setBaseName(self, name):
-        for node_type in self.nodeTypes:
-            self._baseNames[node_type] = name
-
     # The list: [none] nodes... [separator, actions...]
 
     def _accepts(self, node) -> bool:
         if node is None or (node.GetHideFromEditors() and not self.showHidden):
             return False
-        if any(node.IsA(hidden) for hidden in self.hideChildNodeTypes):
-            return False
-        for node_type in self.nodeTypes:
-            if node.IsA(node_type) if self.showChildNodeTypes else node.GetClassName() == node_type:
-                return all(
-                    node.GetAttribute(name) is not None and value in (None, node.GetAttribute(name))
-                    for kind, name, value in self._attributes
-                    if kind == node_type
-                )
-        return False
+        if self.showChildNodeTypes:
+            return any(node.IsA(node_type) for node_type in self.nodeTypes)
+        return node.GetClassName() in self.nodeTypes
 
     def _nodesOfScene(self):
         if self._scene is None:
             return []
-        nodes = {}
-        for node_type in self.nodeTypes:
-            for node in slicer.util.getNodesByClass(node_type, self._scene):
-                nodes[node.GetID()] = node
-        order = {self._scene.GetNthNode(i).GetID(): i for i in range(self._scene.GetNumberOfNodes())}
-        return sorted(nodes.values(), key=lambda node: order.get(node.GetID(), 0))
+        nodes = (self._scene.GetNthNode(number) for number in range(self._scene.GetNumberOfNodes()))
+        return [node for node in nodes if any(node.IsA(node_type) for node_type in self.nodeTypes)]
 
     def _updateList(self):
         """Add, remove and rename rows one at a time, so that QComboBox keeps or moves its selection by itself."""
@@ -148,7 +113,6 @@ class qMRMLNodeComboBox(QWidget):
             if item is None or item.data(_NODE_ID) != node.GetID():
                 self._count = self.nodeCount() + 1
                 model.insertRow(row, self._nodeItem(node))
-                self.nodeAdded.emit(node)
             elif item.text() != node.GetName():
                 item.setText(node.GetName() or "")
 
@@ -187,8 +151,6 @@ class qMRMLNodeComboBox(QWidget):
         actions = []
         if self.renameEnabled:
             actions.append((f"Rename current {label}", "RENAME"))
-        if self.editEnabled:
-            actions.append((f"Edit current {label}", "EDIT"))
         if self.addEnabled:
             for node_type in self.nodeTypes:
                 actions.append((f"Create new {self.nodeTypeLabel(node_type)}", f"CREATE/{node_type}"))
@@ -196,7 +158,6 @@ class qMRMLNodeComboBox(QWidget):
                     actions.append((f"Create new {self.nodeTypeLabel(node_type)} as...", f"CREATE_AS/{node_type}"))
         if self.removeEnabled:
             actions.append((f"Delete current {label}", "DELETE"))
-        actions += [(action.text, action) for action in self._menuActions]
         if actions:
             self._comboBox.insertSeparator(model.rowCount())
         for text, action in actions:
@@ -213,10 +174,6 @@ class qMRMLNodeComboBox(QWidget):
     def _onSceneNodeAdded(self, _scene, _event, node):
         if node is not None and any(node.IsA(t) for t in self.nodeTypes):
             self._updateList()
-
-    def _onSceneNodeAboutToBeRemoved(self, _scene, _event, node):
-        if node is not None and self._comboBox.findData(node.GetID(), _NODE_ID) >= 0:
-            self.nodeAboutToBeRemoved.emit(node)
 
     def _onSceneChanged(self, _scene, _event, _data):
         self._updateList()
@@ -243,13 +200,11 @@ class qMRMLNodeComboBox(QWidget):
             self.nodeActivated.emit(self.currentNode())
             return
         self._comboBox.setCurrentIndex(self._lastNodeIndex)
-        if not isinstance(action, str):
-            action.trigger()
-        elif action.startswith("CREATE"):
+        if action.startswith("CREATE"):
             kind, _, node_type = action.partition("/")
             self._createByUser(node_type, ask_name=kind == "CREATE_AS")
         else:
-            {"RENAME": self.renameCurrentNode, "EDIT": self.editCurrentNode, "DELETE": self.removeCurrentNode}[action]()
+            {"RENAME": self.renameCurrentNode, "DELETE": self.removeCurrentNode}[action]()
 
     def _createByUser(self, node_type, ask_name):
         name = ""
@@ -261,7 +216,6 @@ class qMRMLNodeComboBox(QWidget):
         if name:
             node.SetName(name)
         self.setCurrentNode(node)
-        self.nodeAddedByUserAction.emit(node)
 
     # Slots and invokable methods
 
@@ -279,7 +233,6 @@ class qMRMLNodeComboBox(QWidget):
         if scene is not None:
             events = slicer.vtkMRMLScene
             self._sceneObservations.add(scene, events.NodeAddedEvent, "_onSceneNodeAdded")
-            self._sceneObservations.add(scene, events.NodeAboutToBeRemovedEvent, "_onSceneNodeAboutToBeRemoved")
             for event in (events.NodeRemovedEvent, events.EndImportEvent, events.EndRestoreEvent):
                 self._sceneObservations.add(scene, event, "_onSceneChanged")
         self._updateNone()
@@ -313,11 +266,6 @@ class qMRMLNodeComboBox(QWidget):
         index = self._comboBox.findData(node_id, _NODE_ID) if node_id else -1
         self._comboBox.setCurrentIndex(index if index >= 0 else 0 if self.noneEnabled else -1)
 
-    @Slot(int)
-    def setCurrentNodeIndex(self, index):
-        index = -1 if index >= self.nodeCount() else index
-        self._comboBox.setCurrentIndex(index + int(self.noneEnabled))
-
     def nodeCount(self):
         return getattr(self, "_count", 0)
 
@@ -332,10 +280,8 @@ class qMRMLNodeComboBox(QWidget):
             return None
         node = self._scene.CreateNodeByClass(nodeType)
         node.UnRegister(None)
-        base = self._baseNames.get(nodeType) or self._scene.GetTagByClassName(nodeType) or nodeType
+        base = self.baseName or self._scene.GetTagByClassName(nodeType) or nodeType
         node.SetName(self._scene.GenerateUniqueName(base))
-        for name, value in self._newAttributes.items():
-            node.SetAttribute(name, value)
         node = self._scene.AddNode(node)
         if self.selectNodeUponCreation:
             self.setCurrentNode(node)
@@ -356,34 +302,9 @@ class qMRMLNodeComboBox(QWidget):
         name, accepted = QInputDialog.getText(self, title, "New name:", text=node.GetName())
         if accepted and name:
             node.SetName(name)
-            self.currentNodeRenamed.emit(name)
-
-    @Slot()
-    def editCurrentNode(self):
-        self.nodeAboutToBeEdited.emit(self.currentNode())
-
-    def addAttribute(self, nodeType, attributeName, attributeValue=None):
-        self._attributes.append((nodeType, attributeName, attributeValue))
-        self._newAttributes[attributeName] = "" if attributeValue is None else str(attributeValue)
-        self._refresh()
-
-    def removeAttribute(self, nodeType, attributeName):
-        self._attributes = [a for a in self._attributes if a[:2] != (nodeType, attributeName)]
-        self._newAttributes.pop(attributeName, None)
-        self._refresh()
-
-    def setNodeTypeLabel(self, label, nodeType):
-        self._labels[nodeType] = label
-        self._updateActions()
 
     def nodeTypeLabel(self, nodeType):
-        if nodeType in self._labels:
-            return self._labels[nodeType]
         return (nodeType and self._scene and self._scene.GetTypeDisplayNameByClassName(nodeType)) or "node"
-
-    def addMenuAction(self, action):
-        self._menuActions.append(action)
-        self._updateActions()
 
 
 class _TickedComboBox(ctkComboBox):
@@ -430,13 +351,3 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
     def checkedNodes(self):
         nodes = (self.nodeFromIndex(index) for index in range(self.nodeCount()))
         return [node for node in nodes if self.checkState(node) == Qt.Checked]
-
-    def uncheckedNodes(self):
-        nodes = (self.nodeFromIndex(index) for index in range(self.nodeCount()))
-        return [node for node in nodes if self.checkState(node) != Qt.Checked]
-
-    def allChecked(self):
-        return not self.uncheckedNodes()
-
-    def noneChecked(self):
-        return not self.checkedNodes()

@@ -1,6 +1,5 @@
-"""What can stand beside a type in ``Annotated``: defaults, validators and hints for widgets."""
+"""What can stand beside a type in ``Annotated``: defaults and validators."""
 
-import dataclasses
 import types
 import typing
 
@@ -15,11 +14,6 @@ class Default:
     def value(self):
         return self._generator() if self._generator else self._value
 
-    def __eq__(self, other):
-        return isinstance(other, Default) and vars(self) == vars(other)
-
-    __hash__ = None
-
 
 class Validator:
     """Base of validators; a validator raises when it does not accept a value."""
@@ -32,12 +26,6 @@ class NotNone(Validator):
     def validate(self, value) -> None:
         if value is None:
             raise ValueError("Value must not be None")
-
-
-class IsNone(Validator):
-    def validate(self, value) -> None:
-        if value is not None:
-            raise ValueError("Value must be None")
 
 
 class IsInstance(Validator):
@@ -58,24 +46,6 @@ class WithinRange(Validator):
             raise ValueError(f"Value must be within [{self.minimum}, {self.maximum}], is {value}")
 
 
-class Minimum(Validator):
-    def __init__(self, minimum):
-        self.minimum = minimum
-
-    def validate(self, value) -> None:
-        if value < self.minimum:
-            raise ValueError(f"Value must be at least {self.minimum}, is {value}")
-
-
-class Maximum(Validator):
-    def __init__(self, maximum):
-        self.maximum = maximum
-
-    def validate(self, value) -> None:
-        if value > self.maximum:
-            raise ValueError(f"Value must be at most {self.maximum}, is {value}")
-
-
 class Choice(Validator):
     def __init__(self, choices):
         self.choices = choices
@@ -83,34 +53,6 @@ class Choice(Validator):
     def validate(self, value) -> None:
         if value not in self.choices:
             raise ValueError(f"Value must be one of {self.choices}, is {value!r}")
-
-
-class Exclude(Validator):
-    def __init__(self, excludedValues):
-        self.excludedValues = excludedValues
-
-    def validate(self, value) -> None:
-        if value in self.excludedValues:
-            raise ValueError(f"Value must not be one of {self.excludedValues}, is {value!r}")
-
-
-class FloatRangeBounds(Validator):
-    def __init__(self, minimum, maximum):
-        self.minimum, self.maximum = minimum, maximum
-
-    def validate(self, value) -> None:
-        if value.minimum < self.minimum or value.maximum > self.maximum:
-            raise ValueError(f"Range must lie within [{self.minimum}, {self.maximum}], is {value}")
-
-
-@dataclasses.dataclass
-class Decimals:
-    value: int
-
-
-@dataclasses.dataclass
-class SingleStep:
-    value: float
 
 
 def split(annotated) -> tuple[object, list]:
@@ -127,9 +69,3 @@ def first(annotations: list, kind: type):
 
 def is_union(kind) -> bool:
     return typing.get_origin(kind) is typing.Union or isinstance(kind, types.UnionType)
-
-
-def split_name(name: str) -> tuple[str, str | None]:
-    """``"pack.member.x"`` to ``("pack", "member.x")``; ``"plain"`` to ``("plain", None)``."""
-    head, _, rest = name.partition(".")
-    return head, rest or None

@@ -1,12 +1,12 @@
 """How values of each type lie in the text parameters and node references of a vtkMRMLScriptedModuleNode."""
 
+import collections.abc
 import enum
-import pathlib
+import typing
 
 import slicer
 
-from . import annotations as notes
-from .annotations import IsInstance, NotNone, Validator
+from .annotations import IsInstance, NotNone, Validator, is_union, split
 
 _registered: list[type] = []
 
@@ -14,25 +14,11 @@ _registered: list[type] = []
 class Serializer:
     """Writes and reads one type; ``name`` is the parameter's name in the node."""
 
-    @staticmethod
-    def canSerialize(type_) -> bool:
-        raise NotImplementedError
-
-    @staticmethod
-    def create(type_):
-        raise NotImplementedError
-
-    def default(self):
-        raise NotImplementedError
-
     def isIn(self, node, name: str) -> bool:
         return bool(node.HasParameter(name))
 
     def write(self, node, name: str, value) -> None:
         node.SetParameter(name, str(value))
-
-    def read(self, node, name: str):
-        raise NotImplementedError
 
     def remove(self, node, name: str) -> None:
         node.UnsetParameter(name)
@@ -73,32 +59,21 @@ class ValidatedSerializer(Serializer):
         return self.serializer.supportsCaching()
 
 
-def parameterNodeSerializer(classtype=None):
+def parameterNodeSerializer(classtype):
     """Class decorator: offer another serializer."""
-
-    def register(cls):
-        _registered.append(cls)
-        return cls
-
-    return register if classtype is None else register(classtype)
+    _registered.append(classtype)
+    return classtype
 
 
 def create_serializer(annotated) -> tuple[ValidatedSerializer, list]:
     """The serializer of a possibly annotated type, and the annotations that it did not use."""
-    actual, annotations = notes.split(annotated)
-    validators = [a for a in annotations if isinstance(a, Validator) or _is_class(a, Validator)]
-    explicit = [a for a in annotations if isinstance(a, Serializer)]
-    unused = [a for a in annotations if a not in validators and a not in explicit]
-    if explicit:
-        return ValidatedSerializer(explicit[0], validators), unused
+    actual, annotations = split(annotated)
+    validators = [a for a in annotations if isinstance(a, Validator)]
     for factory in _registered:
         if factory.canSerialize(actual):
+            unused = [a for a in annotations if a not in validators]
             return ValidatedSerializer(factory.create(actual), validators), unused
     raise Exception(f"Unable to create serializer for type: {actual}")
-
-
-def _is_class(item, base: type) -> bool:
-    return isinstance(item, type) and issubclass(item, base)
 
 
 class _Plain(Serializer):
@@ -138,18 +113,6 @@ class StringSerializer(_Plain):
 
 
 @parameterNodeSerializer
-class PathSerializer(_Plain):
-    types = (
-        pathlib.Path,
-        pathlib.PosixPath,
-        pathlib.WindowsPath,
-        pathlib.PurePath,
-        pathlib.PurePosixPath,
-        pathlib.PureWindowsPath,
-    )
-
-
-@parameterNodeSerializer
 class BoolSerializer(_Plain):
     types = (bool,)
 
@@ -158,6 +121,10 @@ class BoolSerializer(_Plain):
 
     def read(self, node, name):
         return node.GetParameter(name) == "True"
+
+
+def _is_class(item, base: type) -> bool:
+    return isinstance(item, type) and issubclass(item, base)
 
 
 @parameterNodeSerializer
@@ -213,3 +180,145 @@ class NodeSerializer(Serializer):
 
     def supportsCaching(self):
         return True
+
+
+class ObservedList(collections.abc.Sequence):
+    """A list as it was read; Slicer's also writes changes back, here a new list is assigned instead."""
+
+    def __init__(self, values):
+        self._list = values
+
+    def __len__(self):
+        return len(self._list)
+
+    def __getitem__(self, index):
+        return self._list[index]
+
+    def __eq__(self, other):
+        return self._list == (other._list if isinstance(other, ObservedList) else other)
+
+    __hash__ = None
+
+
+@parameterNodeSerializer
+class ListSerializer(Serializer):
+    """``name.len`` and ``name.0``, ``name.1``..."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return typing.get_origin(type_) is list
+
+    @staticmethod
+    def create(type_):
+        return ListSerializer(create_serializer(*typing.get_args(type_))[0])
+
+    def __init__(self, element):
+        self._element = element
+
+    def default(self):
+        return []
+
+    def _length(self, node, name):
+        return int(node.GetParameter(f"{name}.len")) if self.isIn(node, name) else 0
+
+    def isIn(self, node, name):
+        return bool(node.HasParameter(f"{name}.len"))
+
+    def write(self, node, name, values):
+        old_length = self._length(node, name)
+        with slicer.util.NodeModify(node):
+            for index, value in enumerate(values):
+                self._element.write(node, f"{name}.{index}", value)
+            node.SetParameter(f"{name}.len", str(len(values)))
+            for index in range(len(values), old_length):
+                self._element.remove(node, f"{name}.{index}")
+
+    def read(self, node, name):
+        return ObservedList([self._element.read(node, f"{name}.{i}") for i in range(self._length(node, name))])
+
+    def remove(self, node, name):
+        for index in range(self._length(node, name)):
+            self._element.remove(node, f"{name}.{index}")
+        node.UnsetParameter(f"{name}.len")
+
+    def supportsCaching(self):
+        return self._element.supportsCaching()
+
+
+@parameterNodeSerializer
+class _NoneSerializer(Serializer):
+    """The None of a union."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return type_ is type(None)
+
+    @staticmethod
+    def create(type_):
+        return _NoneSerializer()
+
+    def default(self):
+        return None
+
+    def read(self, node, name):
+        return None
+
+    def write(self, node, name, value):
+        node.SetParameter(name, "True")
+
+    def supportsCaching(self):
+        return True
+
+
+@parameterNodeSerializer
+class UnionSerializer(Serializer):
+    """``name.<index of the type>``."""
+
+    @staticmethod
+    def canSerialize(type_) -> bool:
+        return is_union(type_)
+
+    @staticmethod
+    def create(type_):
+        return UnionSerializer([create_serializer(argument)[0] for argument in typing.get_args(type_)])
+
+    def __init__(self, serializers):
+        self._serializers = serializers
+
+    def default(self):
+        last = self._serializers[-1].serializer
+        optional = len(self._serializers) == 2 and isinstance(last, _NoneSerializer)
+        return None if optional else self._serializers[0].default()
+
+    def isIn(self, node, name):
+        return any(serializer.isIn(node, f"{name}.{i}") for i, serializer in enumerate(self._serializers))
+
+    def _index(self, value):
+        problem = TypeError(f"Unable to write value {value!r} of type {type(value)}")
+        for index, serializer in enumerate(self._serializers):
+            if serializer.serializer.canSerialize(type(value)):
+                try:
+                    serializer.validate(value)
+                    return index
+                except (TypeError, ValueError) as error:
+                    problem = error
+        raise problem
+
+    def write(self, node, name, value):
+        index = self._index(value)
+        with slicer.util.NodeModify(node):
+            self.remove(node, name)
+            self._serializers[index].write(node, f"{name}.{index}", value)
+
+    def read(self, node, name):
+        for index, serializer in enumerate(self._serializers):
+            if serializer.isIn(node, f"{name}.{index}"):
+                return serializer.read(node, f"{name}.{index}")
+        raise KeyError(f"Unable to find value for name: {name}")
+
+    def remove(self, node, name):
+        for index, serializer in enumerate(self._serializers):
+            serializer.remove(node, f"{name}.{index}")
+
+    def supportsCaching(self):
+        return all(serializer.supportsCaching() for serializer in self._serializers)

@@ -1,25 +1,51 @@
 """``@parameterNodeWrapper``: a class whose annotated members live on a vtkMRMLScriptedModuleNode."""
 
+import dataclasses
+import typing
 import weakref
 
 import qt
 import slicer
 import vtk
 
-from . import annotations as notes
-from .gui import GuiConnector, createGuiConnector
-from .pack import data_type, parameters_of, reserve
+from .annotations import Default, first
+from .gui import createGuiConnector
+from .serializers import ValidatedSerializer, create_serializer
 
 SlicerParameterNamePropertyName = "SlicerParameterName"
+
+
+@dataclasses.dataclass
+class _Parameter:
+    """A typed member of a parameter node."""
+
+    name: str
+    serializer: ValidatedSerializer
+    default: Default
+    annotated: object
+
+
+def _parameters_of(cls: type) -> dict[str, _Parameter]:
+    """The annotated members of a class; a class attribute of the same name, or Default(...), is the default."""
+    found = {}
+    for name, annotated in typing.get_type_hints(cls, include_extras=True).items():
+        try:
+            serializer, rest = create_serializer(annotated)
+        except Exception as error:
+            raise Exception(f"Unable to create serializer for {cls} member {name}") from error
+        if hasattr(cls, name):
+            default = Default(getattr(cls, name))
+        else:
+            default = first(rest, Default) or Default(serializer.default())
+        found[name] = _Parameter(name, serializer, default, annotated)
+    return found
 
 
 class _Binding:
     """One parameter of one wrapper."""
 
-    cached = False
-
-    def __init__(self, parameter, node, prefix):
-        self.parameter, self.node, self.name = parameter, node, f"{prefix or ''}{parameter.name}"
+    def __init__(self, parameter, node):
+        self.parameter, self.node, self.name = parameter, node, parameter.name
 
     def isIn(self):
         return self.parameter.serializer.isIn(self.node, self.name)
@@ -36,10 +62,8 @@ class _Binding:
 class _CachedBinding(_Binding):
     """Keeps the value until the node is modified."""
 
-    cached = True
-
-    def __init__(self, parameter, node, prefix):
-        super().__init__(parameter, node, prefix)
+    def __init__(self, parameter, node):
+        super().__init__(parameter, node)
         self._value, self._writing = super().read(), False
         reference = weakref.ref(self)  # the observer must not keep the binding alive
         self._observer = node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: reference()._on_modified())
@@ -65,50 +89,28 @@ class _CachedBinding(_Binding):
         return self._value
 
 
-def _initialize(self, parameterNode, prefix=None):
+def _initialize(self, parameterNode):
     self.parameterNode = parameterNode
     self._bindings, self._guis, self._nextTag, self._updatingGui = {}, {}, 0, False
     for name, parameter in self.allParameters.items():
-        plain = _Binding(parameter, parameterNode, prefix)
+        plain = _Binding(parameter, parameterNode)
         if not plain.isIn():
             plain.write(parameter.default.value)
         cached = parameter.serializer.supportsCaching()
-        self._bindings[name] = _CachedBinding(parameter, parameterNode, prefix) if cached else plain
+        self._bindings[name] = _CachedBinding(parameter, parameterNode) if cached else plain
 
 
-def _check(self, name):
-    head, _ = notes.split_name(name)
-    if head not in self.allParameters:
-        raise ValueError(f"Cannot find a param with the given name: {head}; there are {', '.join(self.allParameters)}")
-
-
-def _isCached(self, name):
-    _check(self, name)
-    return self._bindings[name].cached
-
-
-def _getValue(self, name):
-    _check(self, name)
-    head, rest = notes.split_name(name)
-    value = self._bindings[head].read()
-    return value if rest is None else value.getValue(rest)
-
-
-def _setValue(self, name, value):
-    _check(self, name)
-    head, rest = notes.split_name(name)
-    if rest is None:
-        self._bindings[head].write(value)
-    else:
-        self._bindings[head].read().setValue(rest, value)
+def _binding(self, name):
+    if name not in self.allParameters:
+        raise ValueError(f"Cannot find a param with the given name: {name}; there are {', '.join(self.allParameters)}")
+    return self._bindings[name]
 
 
 def _connectParametersToGui(self, mapping):
     for name in mapping:
-        _check(self, name)
+        _binding(self, name)
     connectors = {
-        name: widget if isinstance(widget, GuiConnector) else createGuiConnector(widget, self.dataType(name))
-        for name, widget in mapping.items()
+        name: createGuiConnector(widget, self.allParameters[name].annotated) for name, widget in mapping.items()
     }
     for name, connector in connectors.items():
         connector.write(self.getValue(name))
@@ -143,10 +145,8 @@ def _update_guis(self):
 
 
 def _connectGui(self, gui):
-    if isinstance(gui, qt.QWidget):
-        widgets = gui.findChildren(qt.QWidget)
-    else:
-        widgets = [item for item in vars(gui).values() if hasattr(item, "property")]
+    is_widget = isinstance(gui, qt.QWidget)
+    widgets = gui.findChildren(qt.QWidget) if is_widget else [w for w in vars(gui).values() if hasattr(w, "property")]
     named = {widget.property(SlicerParameterNamePropertyName): widget for widget in widgets}
     return _connectParametersToGui(self, {name: widget for name, widget in named.items() if name})
 
@@ -166,29 +166,26 @@ def _release(self):
 
 
 def _decorate(cls: type) -> type:
-    parameters = parameters_of(cls)
+    parameters = _parameters_of(cls)
     for name in parameters:
         setattr(cls, name, _attribute(name))
-    cls.__init__ = _initialize
-    cls.__del__ = _release
-    reserve(
-        cls,
-        allParameters=parameters,
-        _is_parameter_node_wrapper=True,
-        default=lambda self, name: self.allParameters[name].default,
-        isCached=_isCached,
-        dataType=staticmethod(lambda name: data_type(cls, name)),
-        getValue=_getValue,
-        setValue=_setValue,
-        connectGui=_connectGui,
-        connectParametersToGui=_connectParametersToGui,
-        disconnectGui=_disconnectGui,
-        StartModify=lambda self: self.parameterNode.StartModify(),
-        EndModify=lambda self, was: self.parameterNode.EndModify(was),
-        AddObserver=lambda self, event, call, priority=0.0: self.parameterNode.AddObserver(event, call, priority),
-        RemoveObserver=lambda self, tag: self.parameterNode.RemoveObserver(tag),
-        Modified=lambda self: self.parameterNode.Modified(),
-    )
+    members = {
+        "allParameters": parameters,
+        "_is_parameter_node_wrapper": True,
+        "getValue": lambda self, name: _binding(self, name).read(),
+        "setValue": lambda self, name, value: _binding(self, name).write(value),
+        "connectGui": _connectGui,
+        "connectParametersToGui": _connectParametersToGui,
+        "disconnectGui": _disconnectGui,
+        "StartModify": lambda self: self.parameterNode.StartModify(),
+        "EndModify": lambda self, was: self.parameterNode.EndModify(was),
+        "AddObserver": lambda self, event, call, priority=0.0: self.parameterNode.AddObserver(event, call, priority),
+        "RemoveObserver": lambda self, tag: self.parameterNode.RemoveObserver(tag),
+        "Modified": lambda self: self.parameterNode.Modified(),
+    }
+    for name, value in members.items():
+        setattr(cls, name, value)
+    cls.__init__, cls.__del__ = _initialize, _release
     return cls
 
 

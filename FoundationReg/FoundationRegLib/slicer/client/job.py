@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from ... import errors
 from ...core.grid import Grid
 from ...errors import Cancelled, FoundationRegError, InputError
 from ...evaluation.titles import FOLDED_LIMIT_PERCENT
-from ..scene import nodes, results
+from ..scene import extras, nodes, results
 from ..scene.preview import LivePreview
 from .channel import Channel
 from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
@@ -45,7 +47,7 @@ class RegistrationJob:
         allow_folded: Callable[[float], bool] | None = None,
     ):
         if channel.job is not None and channel.job.running:
-            raise InputError("A registration is already running; wait for it or cancel it first.")
+            raise InputError(_("A registration is already running; wait for it or cancel it first."))
         request.check()
         self.request, self._channel, self._on_event = request, channel, on_event
         self._allow_folded = allow_folded
@@ -55,21 +57,25 @@ class RegistrationJob:
         self._observed: list[tuple[Any, int]] = []
         self._preview: LivePreview | None = None
         self._folder: Path | None = None
+        self.kept: Path | None = None  # the folder with the files of the run, when they are kept for a bug report
         self._number: int | None = None
         try:
             self._folder = channel.process.run_folder()
             payload = self._write_inputs()
+            if channel.process.keep_files:
+                (self._folder / "request.json").write_text(json.dumps(payload, indent=1), encoding="utf-8")
             self._number = channel.ask(self._handle, "register", **payload)
         except OSError as error:
             self._remove_folder()
-            raise InputError(f"The volumes could not be handed to the registration process: {error}.") from error
+            text = _("The volumes could not be handed to the registration process: {error}.")
+            raise InputError(text.format(error=error)) from error
         except BaseException:
             self._remove_folder()
             raise
         channel.job = self
         scene = slicer.mrmlScene
-        self._observe(scene, scene.StartCloseEvent, lambda *_: self.cancel())
-        self._observe(scene, scene.NodeRemovedEvent, lambda *_: self._check_inputs())
+        self._observe(scene, scene.StartCloseEvent, lambda *_event: self.cancel())
+        self._observe(scene, scene.NodeRemovedEvent, lambda *_event: self._check_inputs())
         if request.preview:
             self._preview = LivePreview(request.fixed, request.moving)
 
@@ -81,7 +87,7 @@ class RegistrationJob:
         """End the worker and everything that it started; every node is as it was."""
         if self.running:
             self._channel.kill()
-            self._end(CANCELLED, Cancelled("The registration was cancelled; nothing was changed."))
+            self._end(CANCELLED, Cancelled(_("The registration was cancelled; nothing was changed.")))
 
     def stop_softly(self) -> None:
         """Ask the worker to give up but to keep its models and features; the job is cancelled when it answers."""
@@ -154,7 +160,8 @@ class RegistrationJob:
             if node.GetScene() is None:
                 self._channel.kill()
                 name = node.GetName()
-                self._end(FAILED, InputError(f"{name!r} was removed from the scene, so the registration was stopped."))
+                text = _("{name!r} was removed from the scene, so the registration was stopped.")
+                self._end(FAILED, InputError(text.format(name=name)))
                 return
 
     def _handle(self, event: dict) -> None:
@@ -195,15 +202,16 @@ class RegistrationJob:
 
     def _take_result(self, event: dict) -> None:
         try:
-            arrays = {key: _load(event[key]) for key in ("transform", "warped", "uncertainty") if event.get(key)}
+            keep = self._channel.process.keep_files
+            arrays = {key: _load(event[key], keep) for key in ("transform", "warped", "uncertainty") if event.get(key)}
             features = {
-                encoder: {side: _load(value) for side, value in pair.items()}
+                encoder: {side: _load(value, keep) for side, value in pair.items()}
                 for encoder, pair in event.get("features", {}).items()
             }
             self._drop_preview()
             self.result = self._fill_scene(event, arrays, features)
         except (OSError, ValueError, KeyError) as error:
-            self._end(FAILED, FoundationRegError(f"The result could not be read: {error}."))
+            self._end(FAILED, FoundationRegError(_("The result could not be read: {error}.").format(error=error)))
             return
         self._end(DONE)
 
@@ -242,20 +250,25 @@ class RegistrationJob:
     def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
         request = self.request
         rows = results.metric_rows(answer.metrics, self._names)
-        answer.tableNode = results.owned_node(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
+        answer.tableNode = extras.make(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
         titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
         results.set_table(answer.tableNode, {"Metric": list(titles), "Before": list(before), "After": list(after)})
         if any(loss.values()):
             answer.chartNode = results.set_loss_chart(owner, loss, name)
+        for kind in ("jacobian", "uncertainty"):  # of an earlier run, and no longer true
+            if (node := extras.find(owner, kind)) is not None:
+                extras.remove(node)
         if request.jacobian:
-            answer.jacobianNode = results.owned_node(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
+            answer.jacobianNode = extras.make(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
             displacement, grid = arrays["transform"]
             determinant = results.jacobian_determinant(displacement, grid)
             results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
         if "uncertainty" in arrays:
-            node = results.owned_node(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
-            node.SetHideFromEditors(True)
+            node = extras.make(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
             results.set_uncertainty(node, *arrays["uncertainty"], request.fixed.GetParentTransformNode())
+        for kind in ("metrics", "jacobian", "uncertainty"):
+            if (node := extras.find(owner, kind)) is not None and node.GetSaveWithScene():
+                extras.file_away(owner, node)
         if not request.features:
             return
         owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(features))
@@ -264,8 +277,7 @@ class RegistrationJob:
             for side, (array, grid) in pair.items():
                 role = f"features.{encoder}.{side}"
                 title = f"{encoder} features of {getattr(request, side).GetName()}"
-                node = results.owned_node(owner, role, "vtkMRMLVectorVolumeNode", title)
-                node.SetHideFromEditors(True)
+                node = extras.make(owner, role, "vtkMRMLVectorVolumeNode", title, saved=False)
                 results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
                 answer.featureNodes[encoder][side] = node
 
@@ -282,17 +294,19 @@ class RegistrationJob:
             names = ", ".join(repr(node.GetName()) for node in inverted)
             if self._allow_folded is not None and not self._allow_folded(folded):
                 followers = [node for node in followers if node not in inverted]
-                warnings.append(f"The deformation folds, so {names} did not follow.")
+                warnings.append(_("The deformation folds, so {names} did not follow.").format(names=names))
             else:
-                warnings.append(f"The deformation folds in places; there {names} may be misplaced.")
+                text = _("The deformation folds in places; there {names} may be misplaced.")
+                warnings.append(text.format(names=names))
         for node in followers:
             if node.GetParentTransformNode() in (before, transform):
                 node.SetAndObserveTransformNodeID(transform.GetID())
             else:
-                warnings.append(
-                    f"{node.GetName()!r} does not lie under the same transform as the moving volume, so it stays where "
-                    "it is; put both under one transform and run again."
+                text = _(
+                    "{name!r} does not lie under the same transform as the moving volume, so it stays where it is; put "
+                    "both under one transform and run again."
                 )
+                warnings.append(text.format(name=node.GetName()))
         return warnings
 
     def _drop_preview(self) -> None:
@@ -312,7 +326,15 @@ class RegistrationJob:
 
     def _remove_folder(self) -> None:
         folder, self._folder = self._folder, None
-        if folder is not None:
+        if folder is None:
+            return
+        if self._channel.process.keep_files and folder.exists():
+            # The worker removes its folder when it ends: what is kept must lie beside it.
+            self.kept = Path(tempfile.mkdtemp(prefix="foundationreg-report-", dir=folder.parent.parent)) / folder.name
+            folder.rename(self.kept)
+            if self._channel.process.folder != folder.parent:  # that worker was ended, and left it for this
+                shutil.rmtree(folder.parent, ignore_errors=True)
+        else:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _tell(self, event: dict) -> None:
@@ -320,10 +342,11 @@ class RegistrationJob:
             self._on_event(event)
 
 
-def _load(value: dict) -> tuple[np.ndarray, Grid]:
+def _load(value: dict, keep: bool = False) -> tuple[np.ndarray, Grid]:
     array = np.load(value["array"], allow_pickle=False)
-    with contextlib.suppress(OSError):
-        Path(value["array"]).unlink()
+    if not keep:
+        with contextlib.suppress(OSError):
+            Path(value["array"]).unlink()
     return array, Grid(array.shape[:3], value["affine"])
 
 
@@ -331,4 +354,4 @@ def _as_exception(event: dict) -> FoundationRegError:
     kind = getattr(errors, str(event.get("kind")), FoundationRegError)
     if not (isinstance(kind, type) and issubclass(kind, FoundationRegError)):
         kind = FoundationRegError
-    return kind(event.get("message", "The registration failed."))
+    return kind(event.get("message") or _("The registration failed."))

@@ -25,6 +25,7 @@ from ...core.interpreter import python_executable
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[3]
 LOG_LINES = 400
+LAUNCHER_SAYS = "exit abnormally"
 
 _running: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
 
@@ -34,11 +35,20 @@ class WorkerProcess:
 
     :param command: what to run instead of ``python -m FoundationRegLib.worker``; ``--folder FOLDER`` is appended.
     :param environment: changes to the environment; they take effect at the next start.
+    :param parent_folder: where the private folder is made, by default where temporary files lie.
+
+    With ``keep_files`` the folders of requests stay when the process is ended, for a bug report.
     """
 
-    def __init__(self, command: list[str] | None = None, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        command: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+        parent_folder: str | None = None,
+    ):
         self._command = command or [python_executable(), "-P", "-m", "FoundationRegLib.worker"]
         self.environment = dict(environment or {})
+        self.parent_folder, self.keep_files = parent_folder, False
         self._process: subprocess.Popen | None = None
         self._events: queue.Queue[dict] = queue.Queue()
         self._threads: list[threading.Thread] = []
@@ -66,7 +76,9 @@ class WorkerProcess:
             return
         self.kill()
         self._events = queue.Queue()
-        self.folder = Path(tempfile.mkdtemp(prefix="foundationreg-"))
+        if self.parent_folder is not None:
+            Path(self.parent_folder).mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="foundationreg-", dir=self.parent_folder))
         environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", **self.environment}
         paths = [str(PACKAGE_FOLDER), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -177,7 +189,13 @@ class WorkerProcess:
 
     def _reason(self) -> str:
         code = self._process.returncode
-        if code is not None and code < 0 and os.name != "nt":
+        last = [line for line in list(self.log)[-12:] if line.strip()]
+        # PythonSlicer is CTK's launcher: it outlives a child that was killed, says so and ends with code 1
+        # (commontk/AppLauncher, ctkAppLauncher.cpp, applicationFinished).
+        if code == 1 and any(LAUNCHER_SAYS in line for line in last):
+            last = [line for line in last if LAUNCHER_SAYS not in line]
+            how = "was killed (often because the computer ran out of memory)"
+        elif code is not None and code < 0 and os.name != "nt":
             try:
                 name = signal.Signals(-code).name
             except ValueError:
@@ -187,13 +205,12 @@ class WorkerProcess:
                 how += " (often because the computer ran out of memory)"
         else:
             how = f"ended with code {code}"
-        last = [line for line in list(self.log)[-12:] if line.strip()]
         said = f" It last said: {last[-1].strip()}" if last else ""
         return f"The registration process {how}. Nothing was changed; you can run it again.{said}"
 
     def _remove_folder(self) -> None:
         folder, self.folder = self.folder, None
-        if folder is None:
+        if folder is None or (self.keep_files and any(folder.glob("run-*"))):
             return
         for _ in range(20):  # Windows keeps files of a dying process for a moment
             shutil.rmtree(folder, ignore_errors=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import qt
+import slicer
 
 from .channel import Channel
+from .process import WorkerProcess
 
 INTERVAL_MS = 60
 _shared: Channel | None = None
@@ -30,7 +32,7 @@ def shared_channel() -> Channel:
     """The one channel, with its warm worker, that all logic objects of this Slicer share."""
     global _shared
     if _shared is None:
-        _shared = attach(Channel())
+        _shared = attach(Channel(WorkerProcess(parent_folder=slicer.app.temporaryPath)))
     return _shared
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from ...errors import InputError
 from ..scene import nodes, results
 
 MASK_ROLES = {
-    "fixed_mask": "mask of the fixed volume",
-    "moving_mask": "mask of the moving volume",
-    "exclude_fixed": "exclusion mask of the fixed volume",
-    "exclude_moving": "exclusion mask of the moving volume",
+    "fixed_mask": _("mask of the fixed volume"),
+    "moving_mask": _("mask of the moving volume"),
+    "exclude_fixed": _("exclusion mask of the fixed volume"),
+    "exclude_moving": _("exclusion mask of the moving volume"),
 }
 
 
@@ -55,26 +57,27 @@ class RegistrationRequest:
 
     def check(self) -> None:
         """Raise `InputError` with one sentence when this cannot be started."""
-        nodes.check_volume(self.fixed, "fixed volume")
-        nodes.check_volume(self.moving, "moving volume")
+        nodes.check_volume(self.fixed, _("fixed volume"))
+        nodes.check_volume(self.moving, _("moving volume"))
         if self.fixed is self.moving:
-            raise InputError("The fixed and the moving volume are the same; choose two volumes.")
+            raise InputError(_("The fixed and the moving volume are the same; choose two volumes."))
         for role in ("labels", "points"):
             pair = getattr(self, f"fixed_{role}"), getattr(self, f"moving_{role}")
             if (pair[0] is None) != (pair[1] is None) and pair[0] is not None:
-                what = "segmentation" if role == "labels" else "landmarks"
-                raise InputError(f"Choose the {what} of the moving volume too, or none for the fixed one.")
+                if role == "labels":
+                    raise InputError(_("Choose the segmentation of the moving volume too, or none for the fixed one."))
+                raise InputError(_("Choose the landmarks of the moving volume too, or none for the fixed one."))
             if pair[0] is not None and pair[0] is pair[1]:
-                raise InputError(f"The {role} of the fixed and of the moving volume are the same node.")
+                if role == "labels":
+                    raise InputError(_("The labels of the fixed and of the moving volume are the same node."))
+                raise InputError(_("The points of the fixed and of the moving volume are the same node."))
         self._check_masks()
-        for guide, role, what in (
-            (self.guide_with_labels, "labels", "segmentations"),
-            (self.guide_with_points, "points", "landmarks"),
-        ):
-            if guide and getattr(self, f"fixed_{role}") is None:
-                raise InputError(f"To guide with {what}, choose the {what} of both volumes.")
+        if self.guide_with_labels and self.fixed_labels is None:
+            raise InputError(_("To guide with segmentations, choose the segmentations of both volumes."))
+        if self.guide_with_points and self.fixed_points is None:
+            raise InputError(_("To guide with landmarks, choose the landmarks of both volumes."))
         if self.output_volume is not None and self.output_volume in (self.fixed, self.moving):
-            raise InputError("The output volume is one of the inputs; create a new volume for the result.")
+            raise InputError(_("The output volume is one of the inputs; create a new volume for the result."))
         if self.output_transform is not None:
             results.check_output_transform(self.output_transform, self.fixed)
 
@@ -84,13 +87,17 @@ class RegistrationRequest:
             if mask is None:
                 continue
             if mask in (self.fixed, self.moving):
-                raise InputError(f"The {role} is one of the volumes to register; choose a segmentation or a mask.")
+                text = _("The {role} is one of the volumes to register; choose a segmentation or a mask.")
+                raise InputError(text.format(role=role))
             if mask.IsA("vtkMRMLSegmentationNode") and not nodes.segment_names(mask):
-                raise InputError(f"The {role} {mask.GetName()!r} has no segments; draw one or choose none.")
-        for side in ("fixed", "moving"):
-            mask = getattr(self, f"{side}_mask")
-            if mask is not None and mask is getattr(self, f"exclude_{side}"):
-                raise InputError(f"{mask.GetName()!r} cannot be both the mask of the {side} volume and excluded in it.")
+                text = _("The {role} {name!r} has no segments; draw one or choose none.")
+                raise InputError(text.format(role=role, name=mask.GetName()))
+        if self.fixed_mask is not None and self.fixed_mask is self.exclude_fixed:
+            text = _("{name!r} cannot be both the mask of the fixed volume and excluded in it.")
+            raise InputError(text.format(name=self.fixed_mask.GetName()))
+        if self.moving_mask is not None and self.moving_mask is self.exclude_moving:
+            text = _("{name!r} cannot be both the mask of the moving volume and excluded in it.")
+            raise InputError(text.format(name=self.moving_mask.GetName()))
 
     def inputs(self) -> list:
         """The nodes that must stay in the scene until the end."""

@@ -30,7 +30,7 @@ class Encoder:
 
     ``bytes``: of its weights, 0 when not known. ``file``: the name under which its weights are published, empty when
     it has none. ``page``: tells how to get those that no download brings. ``own``: the place of a model of the user's
-    own.
+    own. ``family``: as in the catalogue, or "folder" for a transformers folder of the user's own.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Encoder:
     file: str = ""
     page: str = ""
     own: Path | None = None
+    family: str = ""
 
 
 def folder() -> Path | None:
@@ -58,7 +59,8 @@ def encoder(name: str) -> Encoder:
     Raises `InputError` for what is neither.
     """
     if is_path(name):
-        return Encoder(name, Path(name).name, _availability_of_own(Path(name)), own=Path(name))
+        family = "folder" if Path(name).is_dir() else ""
+        return Encoder(name, Path(name).name, _availability_of_own(Path(name)), own=Path(name), family=family)
     item = entry(name)
     if item.weights is None:
         return Encoder(name, item.title, Availability.READY, suits=item.suits)
@@ -68,12 +70,22 @@ def encoder(name: str) -> Encoder:
         state = store.status(item)
         availability = Availability.READY if state["ready"] else Availability(state["needs"])
     source = item.weights
-    return Encoder(name, item.title, availability, source.bytes, item.licence, item.suits, source.file, source.page)
+    return Encoder(
+        name,
+        item.title,
+        availability,
+        source.bytes,
+        item.licence,
+        item.suits,
+        source.file,
+        source.page,
+        family=item.family,
+    )
 
 
 def encoders() -> list[Encoder]:
-    """All encoders of the catalogue, in its order."""
-    return [encoder(name) for name in catalogue()]
+    """All encoders of the catalogue, in its order; anatomy networks are none."""
+    return [encoder(name) for name, item in catalogue().items() if not item.names_anatomy]
 
 
 def is_path(name: str) -> bool:

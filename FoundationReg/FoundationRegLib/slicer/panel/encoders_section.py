@@ -29,6 +29,7 @@ class ModelsPanel:
         self._ui, self._parameters = ui, None
         self._channel, self._say, self._changed = channel, say, changed
         self.downloading = False
+        self._followed: tuple = ()
         chosen = slicer.util.settingsValue(availability.FOLDER_SETTING, "", settings=slicer.app.userSettings())
         if chosen:
             store.set_models_folder(chosen)
@@ -57,6 +58,10 @@ class ModelsPanel:
             return []
         names = parameters.encoders_of(self._parameters) or Settings.from_preset(self._parameters.preset).encoders
         return [availability.encoder(name) for name, _weight in names]
+
+    def families(self) -> set[str]:
+        """The families of the encoders that a run would use, which need packages of their own."""
+        return {encoder.family for encoder in self.chosen()}
 
     def missing(self) -> list[availability.Encoder]:
         """Those of `chosen` whose weights are not there."""
@@ -120,11 +125,21 @@ class ModelsPanel:
         self.update()
         return self.missing()
 
+    def followParameters(self) -> None:
+        """The parameters changed: look at the weights only if that concerns them, not at each tick of a slider."""
+        if self._parameters is not None and self._followed != self._concerned():
+            self.update()
+
+    def _concerned(self) -> tuple:
+        node = self._parameters
+        return node.encoder, node.preset, node.combineMind
+
     def update(self) -> None:
         """Show the state of the chosen encoders."""
         ui = self._ui
         if self._parameters is None:
             return
+        self._followed = self._concerned()
         self._listOwn(self._parameters.encoder)
         index = ui.encoderComboBox.findData(self._parameters.encoder)
         if index >= 0 and ui.encoderComboBox.currentIndex != index:
@@ -186,7 +201,7 @@ class ModelsPanel:
                 self._changed()
                 done(FoundationRegError(event["message"]))
 
-        self._channel().ask(handle, "download", encoder=first.id)
+        self._channel().ask(handle, "download", encoder=first.id, accept_licence=True)
 
     def _stateText(self, missing: list[availability.Encoder]) -> str:
         if not missing:

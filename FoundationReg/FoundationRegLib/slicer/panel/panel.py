@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import qt
@@ -26,7 +25,7 @@ class Panel:
         self.ui, self._logic = ui, logic
         self._parameters = None
         self._job = None
-        self._busy = False
+        self._busy = self._installing = False
         self._smoothness: float | None = None  # that the last run began with
         self._again = False
         self._device, self._stage = "", ""
@@ -41,6 +40,7 @@ class Panel:
         ui.encoderComboBox.connect("currentIndexChanged(int)", self._onEncoder)
         ui.applyButton.connect("clicked(bool)", self._onApply)
         ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
+        ui.keepFilesCheckBox.connect("toggled(bool)", self._onKeepFiles)
         ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
         ui.deviceButton.connect("clicked(bool)", self._onDevice)
         ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
@@ -88,7 +88,7 @@ class Panel:
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
             self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
-            self.models.update()
+            self.models.followParameters()
             self.updateApply()
             self.review.update()
         finally:
@@ -117,6 +117,10 @@ class Panel:
         """The text and the state of the Apply button."""
         button = self.ui.applyButton
         self.ui.stopHereButton.visible = self._job is not None and self._job.running
+        if self._installing:
+            button.text, button.enabled = _("Installing..."), False
+            button.toolTip = _("Waiting for the installation of Python packages.")
+            return
         if self._busy:
             button.text, button.enabled = _("Cancel"), True
             button.toolTip = _("Stop at once; everything stays as it was.")
@@ -131,22 +135,35 @@ class Panel:
     #
 
     def _onApply(self, _clicked=False) -> None:
+        if self._installing:
+            return
         if self._busy:
             self.cancel()
             return
         try:
-            dependencies.ensure()
+            self._install()
             missing = self.models.settle()
         except FoundationRegError as error:
             self._fail(error)
             return
-        if missing is None:
+        if missing is None or self._parameters is None:
             return
         if not missing:
             self.run()
         elif self.models.confirmDownload(missing):
             self._setBusy(True)
             self.models.download(missing, self._afterDownload)
+
+    def _install(self) -> None:
+        """Install what is missing. Slicer lets Qt work meanwhile (slicer/util.py, logProcessOutput), so that buttons
+        could be clicked."""
+        self._installing = True
+        self.updateApply()
+        try:
+            dependencies.ensure(self.models.families())
+        finally:
+            self._installing = False
+            self.updateApply()
 
     def _afterDownload(self, error: Exception | None) -> None:
         self._setBusy(False)
@@ -163,8 +180,10 @@ class Panel:
             self._setBusy(True)
             self.say(_("Sending the volumes..."))
             self._smoothness = node.smoothness
+            self.review.showAfter()
             if not self._device:
                 self._askDevice()
+            self._logic.channel.process.keep_files = node.keepFiles
             self._job = self._logic.start(request, self._onEvent, self._allowFolded)
         except FoundationRegError as error:
             self._setBusy(False)
@@ -205,6 +224,8 @@ class Panel:
         job, self._job = self._job, None
         self._setBusy(False)
         again, self._again = self._again, False
+        if job is not None and job.kept is not None:
+            self.log(_("The files of this run are in {folder}").format(folder=job.kept))
         if event["event"] == "done":
             self._takeResult(job.result)
         elif event["event"] == "cancelled":
@@ -235,9 +256,8 @@ class Panel:
     def _fail(self, error: Exception) -> None:
         self.say(str(error))
         self.log(str(error))
-        logging.error(str(error))
         if not isinstance(error, Cancelled):
-            slicer.util.errorDisplay(str(error))
+            slicer.util.errorDisplay(str(error))  # writes it to Slicer's log, too (slicer/util.py, errorDisplay)
 
     def _setBusy(self, busy: bool) -> None:
         self._busy = busy
@@ -250,6 +270,9 @@ class Panel:
         if self._job is not None:
             self._job.finish()
             self.say(_("Stopping here..."))
+
+    def _onKeepFiles(self, wanted: bool) -> None:
+        self._logic.channel.process.keep_files = wanted
 
     def _onPreview(self, wanted: bool) -> None:
         if self._job is not None:
@@ -349,7 +372,7 @@ class Panel:
             self.ui.logTextEdit.appendPlainText("{time}  {text}".format(time=time.strftime("%H:%M:%S"), text=text))
 
     def suspend(self) -> None:
-        """The module is left, or the scene is about to be saved."""
+        """The module is left."""
         self.review.suspend()
 
     def close(self) -> None:

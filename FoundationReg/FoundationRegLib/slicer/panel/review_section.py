@@ -7,7 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...evaluation.titles import FOLDED_LIMIT_PERCENT
-from ..scene import results
+from ..scene import extras, views
 from ..scene.choices import DeformationMode, ReviewMode
 from ..scene.review import IMAGES, Review, encoders_of, find_owner
 
@@ -27,6 +27,8 @@ class ReviewPanel:
     def __init__(self, ui):
         self._ui, self._parameters = ui, None
         self.review: Review | None = None
+        self._resume = False  # whether to show the result again when the module is entered again
+        self._layouts: tuple[int, int] | None = None  # the user's, and the one that was set instead
         self._shown: tuple = ()
         self._drawn: tuple = ()
         self._timer = qt.QTimer()
@@ -39,9 +41,13 @@ class ReviewPanel:
 
     def setParameters(self, parameters) -> None:
         """Follow another parameter node; None lets go of the scene."""
+        resume = parameters is not None and (self._resume or views.are_changed())
         self._parameters = parameters
         self.close()
+        self._resume = False
         self.findResult()
+        if resume and self.review is not None:
+            self.setOwner(self.review.owner, show=True)
 
     def findResult(self) -> None:
         """Look for a result among the outputs, without changing the views."""
@@ -83,16 +89,33 @@ class ReviewPanel:
         self._enable()
 
     def suspend(self) -> None:
-        """Stop what moves and show the registered state; the module is left or the scene saved."""
-        self._timer.stop()
+        """The module is left: give layout and views back what they showed."""
+        self._resume = self.review is not None and views.are_changed()
+        self.close()
+        layouts, self._layouts = self._layouts, None
+        manager = slicer.app.layoutManager()
+        if layouts is not None and manager.layout == layouts[1]:
+            manager.setLayout(layouts[0])
+
+    def showAfter(self) -> None:
+        """Show the registered state again."""
         self._ui.beforeButton.checked = False
 
     def close(self) -> None:
         """Let go of the result."""
-        self.suspend()
-        if self.review is not None and self.review.valid:
+        self._timer.stop()
+        self.showAfter()
+        if self.review is not None:
             self.review.close()
         self.review = None
+
+    def _setLayout(self, layout: int) -> None:
+        manager = slicer.app.layoutManager()
+        if self._layouts is None or manager.layout != self._layouts[1]:
+            self._layouts = (manager.layout, layout)
+        else:
+            self._layouts = (self._layouts[0], layout)
+        manager.setLayout(layout)
 
     def _view(self) -> tuple:
         if self._parameters is None:
@@ -138,7 +161,7 @@ class ReviewPanel:
         if node is not None:
             logic = slicer.app.applicationLogic()
             logic.GetSelectionNode().SetActiveTableID(node.GetID())
-            slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView)
+            self._setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpTableView)
             logic.PropagateTableSelection()
 
     def _onShowPlot(self, _clicked=False) -> None:
@@ -146,11 +169,11 @@ class ReviewPanel:
         if node is not None:
             logic = slicer.app.applicationLogic()
             logic.GetSelectionNode().SetActivePlotChartID(node.GetID())
-            slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotView)
+            self._setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotView)
             logic.PropagatePlotChartSelection()
 
     def _reference(self, role: str):
-        return self.review.owner.GetNodeReference(results.ROLE + role) if self.review is not None else None
+        return extras.find(self.review.owner, role) if self.review is not None else None
 
     def _fillCompare(self) -> None:
         combo = self._ui.compareComboBox

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ...core.grid import Grid
@@ -40,17 +41,21 @@ def ijk_to_ras(grid: Grid) -> np.ndarray:
 def check_volume(node, role: str) -> None:
     """Raise `InputError` when ``node`` is no scalar volume with voxels. ``role`` names it: "fixed volume"."""
     if node is None:
-        raise InputError(f"Choose a {role}.")
+        raise InputError(_("Choose a {role}.").format(role=role))
     name = node.GetName()
     if node.GetScene() is None:
-        raise InputError(f"The {role} {name!r} is no longer in the scene; choose another one.")
+        text = _("The {role} {name!r} is no longer in the scene; choose another one.")
+        raise InputError(text.format(role=role, name=name))
     image = node.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-        raise InputError(f"The {role} {name!r} has no image data; load it again or choose another one.")
+        text = _("The {role} {name!r} has no image data; load it again or choose another one.")
+        raise InputError(text.format(role=role, name=name))
     if image.GetNumberOfScalarComponents() != 1:
-        raise InputError(f"The {role} {name!r} is a colour or vector volume; choose a volume with one value per voxel.")
+        text = _("The {role} {name!r} is a color or vector volume; choose a volume with one value per voxel.")
+        raise InputError(text.format(role=role, name=name))
     if min(image.GetDimensions()) < 2:
-        raise InputError(f"The {role} {name!r} is a single slice; choose a 3-D volume.")
+        text = _("The {role} {name!r} is a single slice; choose a 3-D volume.")
+        raise InputError(text.format(role=role, name=name))
 
 
 def volume_array(node) -> np.ndarray:
@@ -155,7 +160,8 @@ def segment_array(segmentation, segment_ids: list[str], reference) -> np.ndarray
     try:
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         if not logic.ExportSegmentsToLabelmapNode(segmentation, ids, labelmap, reference):
-            raise InputError(f"The segments of {segmentation.GetName()!r} could not be converted to a labelmap.")
+            text = _("The segments of {name!r} could not be converted to a labelmap.")
+            raise InputError(text.format(name=segmentation.GetName()))
         return slicer.util.arrayFromVolume(labelmap).copy()
     finally:
         display = labelmap.GetDisplayNode()
@@ -185,7 +191,8 @@ def mask_array(node, volume, role: str) -> np.ndarray:
         array = resample(node, volume, linear=False)
     mask = (array != 0).astype(np.uint8)
     if not mask.any():
-        raise InputError(f"The {role} {node.GetName()!r} marks nothing inside the volume {volume.GetName()!r}.")
+        text = _("The {role} {name!r} marks nothing inside the volume {volume!r}.")
+        raise InputError(text.format(role=role, name=node.GetName(), volume=volume.GetName()))
     return mask
 
 
@@ -194,11 +201,12 @@ def label_arrays(pairs) -> tuple[list[np.ndarray], dict[int, str]]:
 
     Segments correspond by name when all are segmentations, else by their label values.
     """
-    if all(node.IsA("vtkMRMLSegmentationNode") for node, _ in pairs):
-        tables = [segment_names(node) for node, _ in pairs]
+    if all(node.IsA("vtkMRMLSegmentationNode") for node, _volume in pairs):
+        tables = [segment_names(node) for node, _volume in pairs]
         common = [name for name in tables[0].values() if all(name in table.values() for table in tables)]
         if not common:
-            raise InputError("The two segmentations have no segment name in common; rename segments that correspond.")
+            text = _("The two segmentations have no segment name in common; rename segments that correspond.")
+            raise InputError(text)
         arrays = []
         for (node, volume), table in zip(pairs, tables, strict=True):
             ids = [next(i for i, other in table.items() if other == name) for name in common]
@@ -209,10 +217,11 @@ def label_arrays(pairs) -> tuple[list[np.ndarray], dict[int, str]]:
         if node.IsA("vtkMRMLSegmentationNode"):
             array = segment_array(node, list(segment_names(node)), volume)
         else:
-            check_volume(node, "labelmap")
+            check_volume(node, _("labelmap"))
             array = resample(node, volume, linear=False)
         if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-            raise InputError(f"The labelmap {node.GetName()!r} holds fractions; labels must be whole numbers.")
+            text = _("The labelmap {name!r} holds fractions; labels must be whole numbers.")
+            raise InputError(text.format(name=node.GetName()))
         arrays.append(array.astype(np.int32))
     values = set.intersection(*(set(np.unique(array).tolist()) for array in arrays)) - {0}
     return arrays, {int(value): str(int(value)) for value in sorted(values)}
@@ -230,8 +239,10 @@ def landmark_pair(fixed_node, fixed_volume, moving_node, moving_volume) -> tuple
     """Corresponding landmarks of both sides, by order. Raises `InputError` when their numbers differ."""
     fixed, moving = landmark_points(fixed_node, fixed_volume), landmark_points(moving_node, moving_volume)
     if len(fixed) != len(moving) or not len(fixed):
-        raise InputError(
-            f"The landmarks {fixed_node.GetName()!r} ({len(fixed)} points) and {moving_node.GetName()!r} "
-            f"({len(moving)} points) must be the same points in the same order."
+        text = _(
+            "The landmarks {fixed!r} ({fixed_count} points) and {moving!r} ({moving_count} points) must be the same "
+            "points in the same order."
         )
+        names = {"fixed": fixed_node.GetName(), "moving": moving_node.GetName()}
+        raise InputError(text.format(**names, fixed_count=len(fixed), moving_count=len(moving)))
     return fixed, moving

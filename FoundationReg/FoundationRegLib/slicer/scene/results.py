@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ...core.grid import Grid
 from ...errors import InputError
 from ...evaluation.titles import metric_title
-from . import nodes
+from . import extras, nodes
+from .extras import ROLE
 
-ROLE = "FoundationReg."
 INITIAL_ROLE = ROLE + "initialTransform"
 ENCODERS_ATTRIBUTE = ROLE + "encoders"
 JACOBIAN_RANGE = (-0.5, 2.5)  # values with a color of their own
@@ -78,16 +79,16 @@ def read_grid(node) -> tuple[np.ndarray, Grid] | None:
 def check_output_transform(node, fixed) -> None:
     """Raise `InputError` when ``node`` cannot take the result."""
     if node.IsA("vtkMRMLLinearTransformNode") or node.IsA("vtkMRMLBSplineTransformNode"):
-        raise InputError(
-            f"The output transform {node.GetName()!r} cannot hold a displacement field; create a new transform."
-        )
+        text = _("The output transform {name!r} cannot hold a displacement field; create a new transform.")
+        raise InputError(text.format(name=node.GetName()))
     parent = fixed.GetParentTransformNode()
     while parent is not None:
         if parent is node:
-            raise InputError(
-                f"The fixed volume {fixed.GetName()!r} lies under the output transform {node.GetName()!r}; "
-                "choose another output transform or move the volume out of it."
+            text = _(
+                "The fixed volume {fixed!r} lies under the output transform {name!r}; choose another output transform "
+                "or move the volume out of it."
             )
+            raise InputError(text.format(fixed=fixed.GetName(), name=node.GetName()))
         parent = parent.GetParentTransformNode()
 
 
@@ -123,15 +124,6 @@ def jacobian_determinant(displacement: np.ndarray, grid: Grid, slab: int = 16) -
     return determinant
 
 
-def owned_node(owner, role: str, class_name: str, name: str):
-    """The node that ``owner`` refers to by ``role``; made when there is none, so that a second run updates it."""
-    node = owner.GetNodeReference(ROLE + role)
-    if node is None or not node.IsA(class_name):
-        node = slicer.mrmlScene.AddNewNodeByClass(class_name, slicer.mrmlScene.GenerateUniqueName(name))
-        owner.SetNodeReferenceID(ROLE + role, node.GetID())
-    return node
-
-
 def fill_volume(node, array: np.ndarray, grid: Grid, parent=None) -> None:
     """Put voxels (z, y, x) or colours (z, y, x, 3) on ``grid`` into a volume node under transform node ``parent``."""
     with slicer.util.NodeModify(node):
@@ -142,6 +134,7 @@ def fill_volume(node, array: np.ndarray, grid: Grid, parent=None) -> None:
         slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array))
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetSaveWithScene(node.GetSaveWithScene())
 
 
 def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -175,16 +168,24 @@ def set_features(node, array: np.ndarray, grid: Grid, parent=None) -> None:
     display.SetWindowLevel(255, 127.5)
 
 
-def set_colors(owner, role: str, name: str, rgba: np.ndarray):
-    """Colour table node with the entries ``rgba`` (n, 4) in 0..1, referred to by ``owner``."""
-    colors = owned_node(owner, role, "vtkMRMLColorTableNode", name)
+def set_colors(node, name: str, rgba: np.ndarray) -> None:
+    """Colour a volume ``node`` by the table ``rgba`` (n, 4) in 0..1, which goes with it and is saved if it is."""
+    display = node.GetDisplayNode()
+    colors = display.GetColorNode()
+    if colors is None or not colors.GetAttribute(extras.KIND):
+        colors = slicer.mrmlScene.CreateNodeByClass("vtkMRMLColorTableNode")
+        colors.UnRegister(None)
+        colors.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+        colors.SetAttribute(extras.KIND, "colors")
+        colors.SetHideFromEditors(True)
+        colors.SetSaveWithScene(node.GetSaveWithScene())
+        slicer.mrmlScene.AddNode(colors)
     with slicer.util.NodeModify(colors):
         colors.SetTypeToUser()
-        colors.SetHideFromEditors(True)
         colors.SetNumberOfColors(len(rgba))
         for n, (red, green, blue, alpha) in enumerate(rgba.tolist()):
             colors.SetColor(n, red, green, blue, alpha)
-    return colors
+    display.SetAndObserveColorNodeID(colors.GetID())
 
 
 def jacobian_colors(values: np.ndarray) -> np.ndarray:
@@ -206,10 +207,9 @@ def show_over_white(node, rgba: np.ndarray, low: float, high: float) -> None:
     """Colour a volume ``node`` by ``rgba`` from ``low`` to ``high``, over white: slice views know no clear colours."""
     opaque = np.ones_like(rgba)
     opaque[:, :3] = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:])
-    colors = set_colors(node, "colors", f"{node.GetName()} colors", opaque)
+    set_colors(node, f"{node.GetName()} colors", opaque)
     display = node.GetDisplayNode()
     with slicer.util.NodeModify(display):
-        display.SetAndObserveColorNodeID(colors.GetID())
         display.SetAutoWindowLevel(False)
         display.SetWindowLevelMinMax(low, high)
 
@@ -254,10 +254,9 @@ def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
         for title, column in ((f"Iteration, {level}", iterations), (level, list(values))):
             columns[title] = column + column[-1:] * (length - len(column))
         first += len(values)
-    table = owned_node(owner, "lossTable", "vtkMRMLTableNode", f"{name} loss values")
-    table.SetHideFromEditors(True)
+    table = extras.make(owner, "lossTable", "vtkMRMLTableNode", f"{name} loss values")
     set_table(table, columns)
-    chart = owned_node(owner, "lossChart", "vtkMRMLPlotChartNode", f"{name} loss")
+    chart = extras.make(owner, "lossChart", "vtkMRMLPlotChartNode", f"{name} loss")
     old = [chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes())]
     chart.RemoveAllPlotSeriesNodeIDs()
     for series in filter(None, old):
@@ -274,6 +273,8 @@ def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
     chart.SetTitle("Loss of the refinement")
     chart.SetXAxisTitle("Iteration")
     chart.SetYAxisTitle("Loss")
+    for node in (table, chart, *(chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes()))):
+        extras.file_away(owner, node)
     return chart
 
 

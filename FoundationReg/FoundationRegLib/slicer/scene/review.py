@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import slicer
 
-from . import nodes, results
+from . import copies, extras, nodes, results, views
 from .choices import DeformationMode, ReviewMode
 
 IMAGES = ""  # what to compare: the volumes themselves, or the features of an encoder by its id
@@ -14,7 +14,8 @@ IMAGES = ""  # what to compare: the volumes themselves, or the features of an en
 def encoders_of(owner) -> list[str]:
     """Ids of the encoders whose features were kept with the result ``owner``."""
     text = owner.GetAttribute(results.ENCODERS_ATTRIBUTE) if owner is not None else None
-    return [name for name in (text or "").split(";") if name]
+    names = [name for name in (text or "").split(";") if name]
+    return [name for name in names if extras.find(owner, f"features.{name}.fixed") is not None]
 
 
 def find_owner(*candidates):
@@ -35,7 +36,8 @@ class Review:
         self.transform = owner if owner.IsA("vtkMRMLTransformNode") else None
         self.warped = owner.GetNodeReference(results.ROLE + "warped") if self.transform else owner
         self.after = True
-        self._followers: list = []
+        self._copies: dict = {}  # node under the transform -> how it lay before
+        self._switched_off: list = []
         self._resampled: dict[bool, np.ndarray] = {}
         self._overlay_indices: tuple | None = None
         self._shown = (ReviewMode.FADE, 0.5, 20.0, IMAGES)
@@ -52,23 +54,41 @@ class Review:
         return all(node is not None and node.GetScene() is not None for node in (self.owner, self.fixed, self.moving))
 
     def set_after(self, after: bool) -> None:
-        """Show the moving side as registered, or as it lay before. Everything under the transform goes along."""
+        """Show the moving side as registered, or as it lay before, with everything under the transform.
+
+        No node is moved for that: of each that can be seen an unsaved copy is shown under the initial transform.
+        """
         if after == self.after or not self.valid:
             return
         self.after = after
-        if self.transform is not None:
-            if not after:
-                self._followers = [
-                    node
-                    for node in slicer.util.getNodesByClass("vtkMRMLTransformableNode")
-                    if node.GetParentTransformNode() is self.transform
-                ]
-            initial = self.transform.GetNodeReference(results.INITIAL_ROLE)
-            target = self.transform if after else initial
-            for node in self._followers:
-                if node.GetScene() is not None:
-                    node.SetAndObserveTransformNodeID(target.GetID() if target else None)
+        if not after:
+            self._copy_followers()
         self.show(*self._shown)
+        if after:
+            self._remove_copies()
+
+    def _copy_followers(self) -> None:
+        if self.transform is None:
+            return
+        initial = self.transform.GetNodeReference(results.INITIAL_ROLE)
+        for node in list(slicer.util.getNodesByClass("vtkMRMLDisplayableNode")):
+            if node.GetParentTransformNode() is not self.transform:
+                continue
+            if node.IsA("vtkMRMLVolumeNode"):
+                if node is self.moving:
+                    self._copies[node] = copies.hidden_copy(node, initial, "before")
+            elif visible := [display for display in copies.display_nodes(node) if display.GetVisibility()]:
+                self._copies[node] = copies.hidden_copy(node, initial, "before")
+                self._switched_off += [display for display in visible if views.switch_off(display)]
+
+    def _remove_copies(self) -> None:
+        switched_off, self._switched_off = self._switched_off, []
+        for display in switched_off:
+            if display.GetScene() is not None:
+                views.show_again(display)
+        made, self._copies = self._copies, {}
+        for copy in made.values():
+            copies.remove_copy(copy)
 
     def show(self, mode: ReviewMode, fade: float = 0.5, check_mm: float = 20.0, compare: str = IMAGES) -> None:
         """Set all slice views to ``mode``. ``fade``: 0 shows the fixed, 1 the moving side. ``compare``: `IMAGES` or an
@@ -77,49 +97,50 @@ class Review:
             return
         self._shown = (mode, fade, check_mm, compare)
         fixed, moving = self._sides(compare)
-        if mode == ReviewMode.JACOBIAN and self.transform is not None:
-            rgba = results.jacobian_colors(np.linspace(*results.JACOBIAN_RANGE, 256))
-            set_layers(self._overlaid(self.jacobian_node(), rgba, fade))
-        elif mode == ReviewMode.UNCERTAINTY and (node := self.owner.GetNodeReference(results.ROLE + "uncertainty")):
-            set_layers(self._overlaid(node, results.uncertainty_colors(np.linspace(0, 1, 256)), fade))
+        foreground, opacity = None, 0.0
+        if mode == ReviewMode.JACOBIAN and self.transform is not None and (node := self.jacobian_node()):
+            background = self._overlaid(node, results.jacobian_colors(np.linspace(*results.JACOBIAN_RANGE, 256)), fade)
+        elif mode == ReviewMode.UNCERTAINTY and (node := extras.find(self.owner, "uncertainty")):
+            background = self._overlaid(node, results.uncertainty_colors(np.linspace(0, 1, 256)), fade)
         elif mode == ReviewMode.CHECKERBOARD:
-            set_layers(self._composed("checkerboard", compare, check_mm))
+            background = self._composed("checkerboard", compare, check_mm)
         elif mode == ReviewMode.DIFFERENCE:
-            set_layers(self._composed("difference", compare, check_mm))
-        elif mode == ReviewMode.FLICKER:
-            set_layers(fixed, moving, float(self._flicked))
+            background = self._composed("difference", compare, check_mm)
         else:
-            set_layers(fixed, moving, fade)
+            background, foreground = fixed, moving
+            opacity = float(self._flicked) if mode == ReviewMode.FLICKER else fade
+        saved = background.GetSaveWithScene() and (foreground is None or foreground.GetSaveWithScene())
+        views.set_layers(background, foreground, opacity, None if saved else (self.fixed, self.warped or self.moving))
 
     def flick(self) -> None:
         """Change sides; called by a timer."""
         if self._shown[0] == ReviewMode.FLICKER and self.valid:
             self._flicked = not self._flicked
-            set_layers(foreground_opacity=float(self._flicked))
+            views.set_opacity(float(self._flicked))
 
     def close(self) -> None:
-        """Back to the registered state; what was only made to be looked at is removed."""
-        self.set_after(True)
-        for role in ("checkerboard", "difference", "overlay", "shown"):
-            node = self.owner.GetNodeReference(results.ROLE + role) if self.owner is not None else None
-            if node is not None and node.GetScene() is not None:
-                slicer.mrmlScene.RemoveNode(node)
+        """Give the views back what they showed before; what was only made to be looked at is removed."""
+        self.after = True
+        views.put_back()
+        self._remove_copies()
+        for kind in ("checkerboard", "difference", "overlay", "shown", "jacobian"):
+            node = extras.find(self.owner, kind)
+            if node is not None and not node.GetSaveWithScene():
+                extras.remove(node)
 
     def jacobian_node(self):
         """The Jacobian volume of the transform; computed when it is not in the scene."""
-        node = self.owner.GetNodeReference(results.ROLE + "jacobian")
+        node = extras.find(self.owner, "jacobian")
         if node is None and (grid := results.read_grid(self.transform)) is not None:
             name = f"{self.owner.GetName()} Jacobian"
-            node = results.owned_node(self.owner, "jacobian", "vtkMRMLScalarVolumeNode", name)
+            node = extras.make(self.owner, "jacobian", "vtkMRMLScalarVolumeNode", name, saved=False)
             determinant = results.jacobian_determinant(*grid)
             results.set_jacobian(node, determinant, grid[1], self.fixed.GetParentTransformNode())
         return node
 
     def _sides(self, compare: str) -> tuple:
         if compare != IMAGES:
-            pair = tuple(
-                self.owner.GetNodeReference(f"{results.ROLE}features.{compare}.{side}") for side in ("fixed", "moving")
-            )
+            pair = tuple(extras.find(self.owner, f"features.{compare}.{side}") for side in ("fixed", "moving"))
             if all(pair):
                 return pair
         return self.fixed, self._moving_node()
@@ -127,21 +148,21 @@ class Review:
     def _moving_node(self):
         """What stands for the moving side: itself where it lies, or warped when it does not lie under the transform."""
         lies_there = self.transform is not None and self.moving.GetParentTransformNode() is self.transform
-        if not self.after or lies_there:
+        if not self.after:
+            return self._copies.get(self.moving, self.moving)
+        if lies_there:
             return self.moving
         return self.warped or self._warped_for_review()
 
     def _warped_for_review(self):
         """The moving volume through the transform, on the fixed grid; made once."""
-        node = self.owner.GetNodeReference(results.ROLE + "shown")
+        node = extras.find(self.owner, "shown")
         if node is None:
             chain = nodes.chain_between(self.fixed.GetParentTransformNode(), self.transform)
             background = float(nodes.volume_array(self.moving).min())
             array = nodes.resample(self.moving, self.fixed, chain, background=background)
             name = f"{self.moving.GetName()}, registered"
-            node = results.owned_node(self.owner, "shown", "vtkMRMLScalarVolumeNode", name)
-            node.SetSaveWithScene(False)
-            node.SetHideFromEditors(True)
+            node = extras.make(self.owner, "shown", "vtkMRMLScalarVolumeNode", name, saved=False)
             results.set_warped_volume(node, array, nodes.volume_grid(self.fixed), self.fixed, self.moving)
         return node
 
@@ -158,9 +179,7 @@ class Review:
         first = normalized(nodes.volume_array(fixed), fixed) if fixed is self.fixed else nodes.volume_array(fixed)
         color = first.ndim == 4
         class_name = "vtkMRMLVectorVolumeNode" if color and kind == "checkerboard" else "vtkMRMLScalarVolumeNode"
-        node = results.owned_node(self.owner, kind, class_name, f"{self.owner.GetName()} {kind}")
-        node.SetSaveWithScene(False)
-        node.SetHideFromEditors(True)
+        node = extras.make(self.owner, kind, class_name, f"{self.owner.GetName()} {kind}", saved=False)
         grid, parent = nodes.volume_grid(fixed), self.fixed.GetParentTransformNode()
         if kind == "checkerboard":
             results.fill_volume(node, checkerboard(first, second, grid.spacing, check_mm), grid, parent)
@@ -183,9 +202,7 @@ class Review:
         table = np.rint(grey * (1 - alpha) + 255 * rgba[:, None, :3] * alpha).astype(np.uint8)
         fixed = normalized(nodes.volume_array(self.fixed), self.fixed)
         name = f"{self.owner.GetName()} overlay"
-        node = results.owned_node(self.owner, "overlay", "vtkMRMLVectorVolumeNode", name)
-        node.SetSaveWithScene(False)
-        node.SetHideFromEditors(True)
+        node = extras.make(self.owner, "overlay", "vtkMRMLVectorVolumeNode", name, saved=False)
         parent = self.fixed.GetParentTransformNode()
         results.set_features(node, table[self._overlay_indices[1], fixed], nodes.volume_grid(self.fixed), parent)
         return node
@@ -227,17 +244,6 @@ class Review:
             display.SetVisibility3D(shown and in_3d)
 
 
-def set_layers(background=None, foreground=None, foreground_opacity: float = 0.0) -> None:
-    """Set the layers of all slice views and link them. Without ``background`` only the opacity changes."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        with slicer.util.NodeModify(composite):
-            if background is not None:
-                composite.SetLinkedControl(True)
-                composite.SetBackgroundVolumeID(background.GetID())
-                composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
-            composite.SetForegroundOpacity(foreground_opacity)
-
-
 def normalized(array: np.ndarray, node) -> np.ndarray:
     """Grey values as ``node`` shows them: its window becomes 0 to 255, uint8."""
     display = node.GetDisplayNode()
@@ -261,9 +267,8 @@ def show_difference(node) -> None:
     """Colours from blue (the moving side is brighter) over black (equal) to orange (the fixed side is brighter)."""
     values = np.linspace(-1, 1, 256)[:, None]
     rgb = np.abs(values) * np.where(values < 0, [0.25, 0.55, 1.0], [1.0, 0.55, 0.1])
-    colors = results.set_colors(node, "colors", "FoundationReg difference colors", np.hstack([rgb, np.ones((256, 1))]))
+    results.set_colors(node, "FoundationReg difference colors", np.hstack([rgb, np.ones((256, 1))]))
     display = node.GetDisplayNode()
     with slicer.util.NodeModify(display):
-        display.SetAndObserveColorNodeID(colors.GetID())
         display.SetAutoWindowLevel(False)
         display.SetWindowLevel(510, 0)

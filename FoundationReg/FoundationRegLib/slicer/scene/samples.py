@@ -6,6 +6,9 @@ and is bent by a known smooth deformation of several millimetres.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from ...core.grid import Grid
@@ -100,19 +103,28 @@ def make_pair() -> dict[str, tuple[np.ndarray, Grid]]:
     }
 
 
-def load_pair(_source=None) -> list:
-    """Add the pair to the scene as volume nodes; replaces earlier ones of the same name. For Slicer's Sample Data."""
-    import slicer
-
-    from . import nodes, results
-
-    added = []
-    for name, (array, grid) in make_pair().items():
-        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", slicer.mrmlScene.GenerateUniqueName(name))
-        results.fill_volume(node, array, grid)
-        nodes.check_volume(node, "sample")
-        added.append(node)
-    return added
+def phantom_file(name: str, folder: str | Path) -> Path:
+    """The NRRD file in ``folder`` with the phantom `FIXED_NAME` or `MOVING_NAME`; made when it is not there."""
+    path = Path(folder) / f"FoundationReg-{name}.nrrd"
+    if not path.exists():
+        array, grid = make_pair()[name]
+        vectors = " ".join(f"({','.join(map(repr, column))})" for column in grid.affine[:3, 2::-1].T.tolist())
+        header = {
+            "type": "int16",
+            "dimension": "3",
+            "space": "left-posterior-superior",
+            "sizes": " ".join(map(str, array.shape[::-1])),
+            "space directions": vectors,
+            "kinds": "domain domain domain",
+            "endian": "little",
+            "encoding": "raw",
+            "space origin": f"({','.join(map(repr, grid.affine[:3, 3].tolist()))})",
+        }
+        text = "\n".join(["NRRD0004", *(f"{key}: {value}" for key, value in header.items()), "", ""])
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(text.encode() + array.astype("<i2").tobytes())
+        unfinished.replace(path)
+    return path
 
 
 def _centered(shape, spacing, axes) -> Grid:

@@ -1,0 +1,192 @@
+"""Boxes: the decoder against the original, masks of a phantom from boxes, and boxes that cannot be."""
+
+import importlib.util
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import make_grid
+from FoundationRegLib.encoders.box_decoder import build_box_decoder
+from FoundationRegLib.errors import InputError, WeightsError
+from FoundationRegLib.features.box_masks import box_mask
+from FoundationRegLib.images.conversion import image_from_array
+from FoundationRegLib.registration import boxes
+from FoundationRegLib.settings import Settings
+from FoundationRegLib.weights import store
+from FoundationRegLib.weights.catalogue import entry
+
+
+def original_parts():
+    """SAM's own prompt encoder and mask decoder, at MedSAM-Lite's sizes, with random weights.
+
+    From the package's folder ``modeling`` alone: the package around it asks for torchvision.
+    """
+    name = "segment_anything_modeling_for_tests"
+    package = types.ModuleType(name)
+    place = importlib.util.find_spec("segment_anything").submodule_search_locations[0]
+    package.__path__ = [str(Path(place) / "modeling")]
+    sys.modules[name] = package
+    prompts, decoder, transformer = (
+        importlib.import_module(f"{name}.{part}") for part in ("prompt_encoder", "mask_decoder", "transformer")
+    )
+    attention = transformer.TwoWayTransformer(2, 256, 8, 2048)
+    return (
+        prompts.PromptEncoder(256, (64, 64), (256, 256), 16).eval(),
+        decoder.MaskDecoder(transformer_dim=256, transformer=attention).eval(),
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("segment_anything") is None, reason="segment-anything is not installed")
+def test_the_decoder_agrees_with_the_original(tmp_path):
+    torch.manual_seed(0)
+    prompts, decoder = original_parts()
+    state = {f"prompt_encoder.{name}": value for name, value in prompts.state_dict().items()}
+    state |= {f"mask_decoder.{name}": value for name, value in decoder.state_dict().items()}
+    torch.save({**state, "image_encoder.other": torch.zeros(1)}, tmp_path / "w.pth")
+    tokens, faces = torch.randn(1, 256, 64, 64), torch.tensor([[30.0, 40, 150, 200], [1, 2, 256, 256]])
+    with torch.inference_mode():
+        # The original takes pixel indices and adds half a pixel itself.
+        sparse, dense = prompts(None, faces - 0.5, None)
+        masks, quality = decoder(tokens, prompts.get_dense_pe(), sparse, dense, False)
+        made, guess = build_box_decoder(tmp_path / "w.pth")(tokens, faces / 256)
+    torch.testing.assert_close(made, masks[:, 0], atol=2e-5 * float(masks.abs().max()), rtol=1e-4)
+    torch.testing.assert_close(guess, quality[:, 0], atol=1e-5, rtol=1e-4)
+    del state["mask_decoder.iou_token.weight"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"mask_decoder\.iou_token\.weight"):
+        build_box_decoder(tmp_path / "w.pth")
+
+
+class MeanEncoder:
+    """Tokens are the mean grey values of 4 by 4 pixels."""
+
+    id, channels, stride, multiple, pixels, weights_sha256 = "mean", 1, 4, 4, 128, ""
+
+    def __call__(self, slices):
+        return torch.nn.functional.avg_pool2d(slices, 4)
+
+
+def bright_in_box(tokens, faces):
+    """A decoder that finds what is bright, and only within the box."""
+    logits = torch.nn.functional.interpolate(20 * (tokens - 0.5), scale_factor=4, mode="bilinear")[:, 0]
+    height, width = logits.shape[1:]
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    left, top, right, bottom = faces[0]
+    inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+    return torch.where(inside, logits, torch.tensor(-20.0)), torch.ones(1)
+
+
+def egg_on(grid, middle, axes=(16.0, 12.0, 20.0)):
+    points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
+    return np.linalg.norm((points - middle) / axes, axis=-1) < 1
+
+
+def faces_of(mask, slack=1.0):
+    places = np.argwhere(mask)
+    low, high = places.min(0) - 0.5 - slack, places.max(0) + 0.5 + slack
+    return tuple(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def overlap(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_the_mask_of_a_box_is_the_organ_and_not_its_neighbour(grid):
+    middle = np.array([2.0, -1.0, 3.0])
+    organ = egg_on(grid, middle)
+    neighbour = egg_on(grid, middle + np.array([34.0, 0, 0]), axes=(8.0, 8.0, 8.0))
+    image = 0.1 + 0.8 * (organ | neighbour)
+    made = box_mask(image.astype(np.float32), grid, faces_of(organ), MeanEncoder(), bright_in_box)
+    assert overlap(made, organ) > 0.9
+    assert not (made & neighbour).any()
+
+
+def test_an_organ_that_does_not_fill_its_box_is_left_to_the_decoder():
+    grid = make_grid((24, 40, 40), (3.0, 2.0, 2.0))
+    image = np.zeros(grid.shape, np.float32)
+    image[4:20, 6:34, 6:12] = 1
+    image[4:20, 6:12, 6:34] = 1
+    made = box_mask(image, grid, faces_of(image > 0), MeanEncoder(), bright_in_box)
+    assert overlap(made, image > 0) > 0.85, "an angle, which no ellipsoid resembles"
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([1, 2, 3], "six numbers"),
+        ("here", "six numbers"),
+        ([0, 0, 0, 5, 5, float("nan")], "not finite"),
+        ([0, 0, 0, 5, 0, 5], "is empty"),
+    ],
+)
+def test_a_box_that_cannot_be_is_refused(box, message):
+    with pytest.raises(InputError, match=f"The moving box.*{message}"):
+        boxes.checked_box(box, "moving")
+
+
+def test_corners_may_come_in_any_order_and_are_cut_to_the_image():
+    grid = make_grid((20, 20, 20), (2.0, 2.0, 2.0), center=(0, 0, 0))
+    box = boxes.checked_box([5, -7, 9, -5, 7, -90], "fixed")
+    np.testing.assert_array_equal(box, [[-5, -7, -90], [5, 7, 9]])
+    bounds = boxes.bounds_on(grid, box, "fixed")
+    np.testing.assert_allclose(bounds, [(-0.5, 14), (6, 13), (7, 12)])
+    with pytest.raises(InputError, match="outside of the fixed image"):
+        boxes.bounds_on(grid, box + 200, "fixed")
+    with pytest.raises(InputError, match="thinner than 2 voxels"):
+        boxes.bounds_on(grid, boxes.checked_box([0, 0, 0, 1, 9, 9], "fixed"), "fixed")
+
+
+def test_one_box_alone_is_refused():
+    assert boxes.require_boxes(None, None) is None
+    with pytest.raises(InputError, match="in both images, or in none"):
+        boxes.require_boxes([0, 0, 0, 9, 9, 9], None)
+
+
+def test_missing_weights_are_named_before_any_work(tmp_path, monkeypatch):
+    missing = replace(entry(boxes.BOX_ENCODER).weights, source="manual", page="https://example.org")
+    item = replace(entry(boxes.BOX_ENCODER), weights=missing)
+    monkeypatch.setattr(boxes, "entry", lambda id: item)
+    monkeypatch.setattr(store, "_folder", tmp_path)
+    with pytest.raises(WeightsError, match="not on this computer"):
+        boxes.require_boxes([0, 0, 0, 9, 9, 9], [0, 0, 0, 9, 9, 9])
+
+
+@pytest.fixture
+def without_weights(monkeypatch):
+    """MedSAM-Lite's encoder and decoder, as far as these tests need them, without their file."""
+    monkeypatch.setattr(store, "ensure", lambda item, progress=None: ("", ""))
+    monkeypatch.setattr(boxes, "load_encoder", lambda *a, **k: MeanEncoder())
+
+    class Decoder:
+        def to(self, device):
+            return bright_in_box
+
+    monkeypatch.setattr(boxes, "build_box_decoder", lambda path: Decoder())
+
+
+def test_boxes_in_both_images_give_masks_and_the_start(without_weights):
+    grids = make_grid(), make_grid((30, 30, 50), (3.0, 3.0, 2.0), turn=(10, 0, 5))
+    shift = np.array([6.0, -4.0, 5.0])
+    eggs = egg_on(grids[0], np.zeros(3)), egg_on(grids[1], shift)
+    images = tuple(image_from_array(900.0 * egg.astype(np.float32), g) for egg, g in zip(eggs, grids, strict=True))
+    corners = np.array([[-17.0, -13, -21], [17, 13, 21]])
+    made = boxes.segment_boxes(images, (corners, corners + shift), Settings(), torch.device("cpu"))
+    for mask, egg in zip(made, eggs, strict=True):
+        assert overlap(sitk.GetArrayFromImage(mask) > 0, egg) > 0.9
+    start = boxes.box_start(*made)
+    np.testing.assert_allclose(start.TransformPoint((0.0, 0.0, 0.0)), shift, atol=1.0)
+    assert boxes.overlap(*made, start) > 0.85 > boxes.overlap(*made, sitk.Transform(3, sitk.sitkIdentity))
+
+
+def test_a_box_around_nothing_is_refused(without_weights):
+    grid = make_grid()
+    values = 900.0 * egg_on(grid, np.zeros(3)).astype(np.float32)
+    image = image_from_array(values, grid)
+    around, nothing = np.array([[-17.0, -13, -21], [17, 13, 21]]), np.array([[30.0, 30, 30], [40, 38, 38]])
+    with pytest.raises(InputError, match="The moving box holds nothing"):
+        boxes.segment_boxes((image, image), (around, nothing), Settings(), torch.device("cpu"))
