@@ -58,17 +58,17 @@ def test_right_looks_right_and_wrong_looks_wrong(witness):
 
 
 def test_the_score_grows_with_the_error(witness):
-    scores = [score(witness, shift(TRUTH + [mm, 0, 0])) for mm in (0, 5, 10, 20)]
+    scores = [score(witness, shift(TRUTH + [mm, 0, 0])) for mm in (0, 2, 5, 8)]
     assert scores == sorted(scores)
 
 
 def test_a_mirrored_phantom_looks_wrong_and_is_reported(phantom, fixed):
     moving = seen(phantom, MOVING, lambda points: (points - TRUTH) * MIRROR)
     sides = linear.prepare(fixed), linear.prepare(moving)
-    assert score(trust.Witness(*sides), shift(TRUTH)) > 0.6
+    assert score(trust.Witness(*sides), shift(TRUTH)) > 0.5
     result = register(fixed, moving, Settings.from_preset("fast"))
     assert any("left and right" in warning for warning in result.warnings)
-    assert result.trust.verdict != "right"
+    assert result.trust.verdict == "wrong"
     # Reported, never mirrored.
     points = np.array([result.linear.TransformPoint(p) for p in ((0.0, 0, 0), (1.0, 0, 0), (0.0, 1, 0), (0.0, 0, 1))])
     assert np.linalg.det(points[1:] - points[0]) > 0
@@ -91,9 +91,7 @@ def test_another_phantom_is_never_handed_over_silently(fixed):
 
 
 def test_an_alignment_without_support_leaves_the_images_as_they_lie(fixed):
-    random = np.random.default_rng(3)
-    noise = image_from_array(random.normal(300, 60, MOVING.shape).astype(np.float32), MOVING)
-    sides = linear.prepare(fixed), linear.prepare(noise)
+    sides = linear.prepare(fixed), linear.prepare(seen(Phantom(seed=77), MOVING))
     found, facts = trust.keep_supported(*sides, shift([25, 0, 0]), {"kept": "rigid", "warnings": []}, None)
     assert facts["kept"] == "before" and facts["support"] < 0.15
     assert found.TransformPoint((1.0, 2.0, 3.0)) == pytest.approx((1, 2, 3))
@@ -129,7 +127,7 @@ def judged(monkeypatch):
     def choose(after, linear, before, supported=True, guided=False, covered=1.0):
         names = {"after": "after", "linear": "linear", "before": "before"}
         judge = Judge({"after": after, "linear": linear, "before": before}, covered)
-        return trust.choose(judge, names, supported, guided)
+        return trust.choose(names, {"witness": judge, "kept": "rigid" if supported else "before"}, guided)
 
     return choose
 

@@ -114,7 +114,7 @@ def register(
         pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         with progress.stage("output", 0.15):
-            facts["guided"] = any(guided)
+            facts["guided"] = any(guided) or inputs.fixed_box_mask is not None
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device, progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result

@@ -99,7 +99,7 @@ def build_result(
     transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
     before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
     stages = {"after": transform, "linear": linear, "before": before}
-    trust = choose(facts.get("witness"), stages, facts["kept"] != "before", facts.get("guided", False))
+    trust = choose(stages, facts, facts["guided"])
     if trust.kept != "after":
         linear = stages[trust.kept]
         deformation = replace(deformation, displacement=torch.zeros_like(deformation.displacement), uncertainty=None)

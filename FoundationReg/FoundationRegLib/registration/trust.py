@@ -63,6 +63,7 @@ class Trust:
         rounded = {name: round(value, 3) for name, value in self.evidence.items()}
         return {
             "score": round(self.score, 3),
+            "verdict": self.verdict,
             "sentence": self.sentence,
             "kept": self.kept,
             "candidates": {name: round(value, 3) for name, value in self.candidates.items()},
@@ -191,7 +192,8 @@ def keep_supported(
     if progress is not None:
         progress.check()
     if support >= METHOD.least_support:
-        if mirrored(fixed, moving, found):
+        facts["mirrored"] = mirrored(fixed, moving, found)
+        if facts["mirrored"]:
             warnings.append(_MIRRORED)
         return found, facts
     resting = witness.evidence(start)
@@ -207,6 +209,7 @@ def keep_supported(
     return start, {**facts, "kept": "before"}
 
 
+_MIRRORED_SCORE = 0.9
 _MIRRORED = (
     "The images match clearly better when one of them is mirrored: left and right may be swapped in one header. "
     "Nothing was mirrored."
@@ -226,15 +229,14 @@ def mirrored(fixed: Side, moving: Side, transform: sitk.Transform) -> bool:
     )
 
 
-def choose(
-    witness: Witness, candidates: dict[str, sitk.Transform], supported: bool, guided: bool
-) -> Trust:
+def choose(candidates: dict[str, sitk.Transform], facts: dict[str, Any], guided: bool) -> Trust:
     """Which of ``candidates`` (``after``, ``linear``, ``before``) is the result, and how far it can be trusted.
 
-    ``after`` unless another has a clearly lower failure score, or, where the linear stage was not ``supported``, unless
-    it does not look wrong itself. What the user ``guided`` is not replaced.
+    ``after`` unless another has a clearly lower failure score, or, where `keep_supported` found nothing that speaks for
+    the linear stage, unless it does not look wrong itself. What the user ``guided`` is not replaced. ``facts`` are
+    those of `keep_supported`; a pair that matches better mirrored looks wrong, however well it was bent.
     """
-    evidence = {name: witness.evidence(transform) for name, transform in candidates.items()}
+    evidence = {name: facts["witness"].evidence(transform) for name, transform in candidates.items()}
     scores = {name: failure_score(values) for name, values in evidence.items()}
     kept = "after"
     met = {name for name, values in evidence.items() if values["covered"] >= METHOD.least_cover}
@@ -242,9 +244,10 @@ def choose(
         rivals = [name for name in candidates if name in met and scores[name] < scores["after"] - METHOD.clearly_safer]
         if rivals:
             kept = min(rivals, key=scores.get)
-        elif not supported and "before" in met and Trust(scores["after"]).verdict == "wrong":
+        elif facts.get("kept") == "before" and "before" in met and Trust(scores["after"]).verdict == "wrong":
             kept = "before"
-    return Trust(scores[kept], kept, scores, evidence[kept])
+    score = max(scores[kept], _MIRRORED_SCORE) if facts.get("mirrored") else scores[kept]
+    return Trust(score, kept, scores, evidence[kept])
 
 
 def warnings_of(trust: Trust) -> list[str]:

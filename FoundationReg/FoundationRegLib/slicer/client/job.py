@@ -237,6 +237,7 @@ class RegistrationJob:
             results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving)
         owner = transform if transform is not None else volume
         owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.verdict", (answer.record.get("trust") or {}).get("verdict", ""))
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
