@@ -237,7 +237,7 @@ def _align(
             (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
         )
     ]
-    with progress.stage("start", 0.3):
+    with progress.stage("start", 0.25):
         given = inputs.initial
         if given is None and inputs.fixed_box_mask is not None:
             given = boxes.box_start(inputs.fixed_box_mask, inputs.moving_box_mask)
@@ -246,13 +246,13 @@ def _align(
         if given is None and regions is not None and settings.start == "auto":
             chosen = region_start(regions, start)
             start = chosen or start
-    with progress.stage("linear", 0.6):
+    with progress.stage("linear", 0.625):
         aligned, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
     if inputs.fixed_box_mask is not None:
         overlaps = [boxes.overlap(inputs.fixed_box_mask, inputs.moving_box_mask, t) for t in (start, aligned)]
         if overlaps[1] < overlaps[0]:
             aligned, facts = start, {**facts, "kept": "start"}
-    with progress.stage("check", 0.1):
+    with progress.stage("check", 0.125):
         return keep_supported(*sides, aligned, facts, chosen, progress)
 
 
