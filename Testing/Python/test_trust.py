@@ -93,11 +93,12 @@ def test_another_phantom_is_never_handed_over_silently(fixed):
 def test_an_alignment_without_support_leaves_the_images_as_they_lie(fixed):
     sides = linear.prepare(fixed), linear.prepare(seen(Phantom(seed=77), MOVING))
     found, facts = trust.keep_supported(*sides, shift([25, 0, 0]), {"kept": "rigid", "warnings": []}, None)
-    assert facts["kept"] == "before" and facts["support"] < 0.15
+    assert facts["rest"] == "before" and facts["kept"] == "start" and facts["support"] < 0.15
     assert found.TransformPoint((1.0, 2.0, 3.0)) == pytest.approx((1, 2, 3))
     assert "left out" in facts["warnings"][-1]
     chosen = shift([2, 0, 0])
-    assert trust.keep_supported(*sides, shift([25, 0, 0]), {"kept": "rigid"}, chosen)[0] is chosen
+    found, facts = trust.keep_supported(*sides, shift([25, 0, 0]), {"kept": "rigid"}, chosen)
+    assert found is chosen and facts["rest"] == "linear"
 
 
 def test_a_start_that_shows_nothing_is_no_refuge(fixed):
@@ -127,7 +128,7 @@ def judged(monkeypatch):
     def choose(after, linear, before, supported=True, guided=False, covered=1.0):
         names = {"after": "after", "linear": "linear", "before": "before"}
         judge = Judge({"after": after, "linear": linear, "before": before}, covered)
-        return trust.choose(names, {"witness": judge, "kept": "rigid" if supported else "before"}, guided)
+        return trust.choose(names, {"witness": judge} | ({} if supported else {"rest": "before"}), guided)
 
     return choose
 

@@ -24,6 +24,6 @@ def describe(scores: dict[str, dict], found: Deformation, settings: Settings, tr
         parts.append(f"{folded:.2f} % of the voxels fold, so landmarks and volumes there cannot be trusted")
     if after["nmi"] < before["nmi"] - 0.005:
         parts.append("but the images became less similar: check the result before using it")
-    if settings.search_range_mm and largest > 0.9 * settings.search_range_mm:
+    if trust.kept == "after" and settings.search_range_mm and largest > 0.9 * settings.search_range_mm:
         parts.append("some displacements reach the search range, which may have been too small")
     return f"{trust.sentence}. {'; '.join(parts)}."

@@ -182,7 +182,8 @@ def keep_supported(
 
     The start is ``chosen``, or the images as they lie. Two modalities that hardly share anything give any similarity
     optima everywhere; then the place that a person or the scanner gave is the better guess. It is not, where the images
-    do not meet there: ``found`` stays, with a warning. The facts get the ``witness`` and its ``support``.
+    do not meet there: ``found`` stays, with a warning. The facts get the ``witness``, its ``support``, whether the pair
+    matches better ``mirrored``, and under ``rest`` the candidate of `choose` that the start is, where it was kept.
     """
     witness = Witness(fixed, moving)
     start = chosen or sitk.Transform(3, sitk.sitkIdentity)
@@ -206,7 +207,7 @@ def keep_supported(
         "Nothing independent of its similarity speaks for the linear alignment that was found, so it was left out; "
         "check the start, or give an initial transform or landmarks."
     )
-    return start, {**facts, "kept": "before"}
+    return start, {**facts, "kept": "start", "rest": "before" if chosen is None else "linear"}
 
 
 _MIRRORED_SCORE = 0.9
@@ -244,8 +245,8 @@ def choose(candidates: dict[str, sitk.Transform], facts: dict[str, Any], guided:
         rivals = [name for name in candidates if name in met and scores[name] < scores["after"] - METHOD.clearly_safer]
         if rivals:
             kept = min(rivals, key=scores.get)
-        elif facts.get("kept") == "before" and "before" in met and Trust(scores["after"]).verdict == "wrong":
-            kept = "before"
+        elif "rest" in facts and Trust(scores["after"]).verdict == "wrong":
+            kept = facts["rest"]
     score = max(scores[kept], _MIRRORED_SCORE) if facts.get("mirrored") else scores[kept]
     return Trust(score, kept, scores, evidence[kept])
 
