@@ -217,6 +217,7 @@ def _look(
         with progress.stage("segment boxes", 1 / parts):
             key = ("boxes", content, around[0].tobytes(), around[1].tobytes())
             masks = cache.get(key, lambda: boxes.segment_boxes(images, around, settings, device, progress))
+        inputs.fixed_box, inputs.moving_box = around
         inputs.fixed_box_mask, inputs.moving_box_mask = masks
     if not settings.anatomy:
         return None
@@ -238,7 +239,7 @@ def _align(
     with progress.stage("start", 0.3):
         given = inputs.initial
         if given is None and inputs.fixed_box_mask is not None:
-            given = boxes.box_start(inputs.fixed_box_mask, inputs.moving_box_mask)
+            given = boxes.box_start(inputs.fixed_box, inputs.moving_box, settings.affine)
         start = linear.start_transform(*sides, settings.start, given, settings.seed, progress, settings.affine)
         if given is None and regions is not None and settings.start == "auto":
             start = region_start(regions, start) or start
