@@ -6,6 +6,7 @@
     python dev.py workbench            the module's window, without Slicer
     python dev.py test [ARGUMENTS]     style and the whole test suite; arguments go to pytest
     python dev.py benchmark [NAME]     speed, memory and accuracy
+    python dev.py screenshots          take the pictures of the documentation anew
     python dev.py format               format the sources; update the lists and the address that CMake holds
     python dev.py setup                only make .venv and install
 
@@ -207,6 +208,12 @@ def workbench(arguments: list[str]) -> int:
     return call("-m", "Workbench", *arguments, PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 
+def screenshots(arguments: list[str]) -> int:
+    set_up("workbench")
+    ensure_system_libraries(SYSTEM_LIBRARIES)
+    return call(ROOT / "Testing" / "screenshots.py", *arguments, QT_QPA_PLATFORM="offscreen")
+
+
 def benchmark(arguments: list[str]) -> int:
     folder = ROOT / "Testing" / "Benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
@@ -257,7 +264,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip())
         return 0
     command, rest = arguments[0], arguments[1:]
-    own = {"test": test, "workbench": workbench, "benchmark": benchmark, "format": format_sources}
+    own = {"test": test, "workbench": workbench, "benchmark": benchmark, "format": format_sources,
+           "screenshots": screenshots}  # fmt: skip
     try:
         if command in own:
             return own[command](rest)

@@ -37,6 +37,8 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
+_DOCUMENTATION = "https://github.com/to-be-set/SlicerFoundationReg/blob/main/docs"
+
 #
 # FoundationReg
 #
@@ -58,8 +60,12 @@ class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
         self.parent.contributors = ["The FoundationReg contributors"]
         self.parent.helpText = _(
             "Registers a moving volume to a fixed one with the features of pretrained vision foundation models, "
-            "without any training, and shows how good the result is. Choose two volumes and press Apply."
-        )
+            "without any training, and shows how good the result is. Choose two volumes and press Apply. "
+            '<a href="{documentation}">Documentation</a>, <a href="{accuracy}">what was measured</a>. '
+            "If it helped your work, please cite FoundationReg and the study <i>Are Vision Foundation Models Ready for "
+            'Out-of-the-Box Medical Image Registration?</i> (<a href="https://arxiv.org/abs/2507.11569">arXiv '
+            "2507.11569</a>)."
+        ).format(documentation=f"{_DOCUMENTATION}/slicer.md", accuracy=f"{_DOCUMENTATION}/accuracy.md")
         self.parent.acknowledgementText = _(
             "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
             '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'
@@ -190,6 +196,10 @@ class FoundationRegParameterNode:
     outputVolume: vtkMRMLScalarVolumeNode
     applyTransform: bool = True
     makeJacobian: bool = False
+    interpolation: Annotated[str, Choice(["linear", "nearest", "bspline"])] = "linear"
+    voxelType: Annotated[str, Choice(["same", "uint8", "int16", "uint16", "float32"])] = "same"
+    background: str = ""
+    linearOnly: bool = False
 
     fixedMask: MaskNode
     movingMask: MaskNode
@@ -271,8 +281,13 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
+        interactionWidget = slicer.util.loadUI(self.resourcePath("UI/Interaction.ui"))
+        below = uiWidget.layout().indexOf(self.ui.reviewCollapsibleButton) + 1
+        uiWidget.layout().insertWidget(below, interactionWidget)
+        interactionWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = FoundationRegLogic()
-        self.panel = Panel(self.ui, self.logic)
+        self.interactionUi = slicer.util.childWidgetVariables(interactionWidget)
+        self.panel = Panel(self.ui, self.interactionUi, self.logic)
         cohortWidget = slicer.util.loadUI(self.resourcePath("UI/Cohort.ui"))
         self.layout.addWidget(cohortWidget)
         self.cohort = CohortSection(slicer.util.childWidgetVariables(cohortWidget), lambda: self._parameterNode)

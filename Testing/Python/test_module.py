@@ -70,8 +70,8 @@ def test_the_panel_works_without_torch(panel, bench, monkeypatch):
     from FoundationRegLib.slicer.panel import dependencies
 
     monkeypatch.setattr(dependencies, "torch_version", lambda: None)
-    panel.panel._device = ""
-    panel.panel._showDevice()
+    panel.panel.device._text = ""
+    panel.panel.device._show()
     assert "not installed" in panel.ui.deviceLabel.text
     prepare(panel, bench)
     with bench.dialogs.answering("OK") as seen:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
@@ -9,8 +12,10 @@ from scipy.spatial import cKDTree
 
 from ..errors import InputError
 from ..images.conversion import grid_of
-from ..images.resampling import resample_to_grid, validity, warp
+from ..images.resampling import antialiased, resample_to_grid, validity, warp
 from ..images.transforms import affine_matrix
+
+Scores = dict[str, float | dict[int, float]]
 
 _NMI_SPACING_MM, _NMI_BINS = 2.0, 48
 # The Jacobian is worked out in slabs of so many voxels, since it takes some 100 bytes for each.
@@ -100,11 +105,11 @@ def jacobian(transform: sitk.Transform, image: sitk.Image) -> sitk.Image:
 def _determinant(transform: sitk.Transform, image: sitk.Image) -> np.ndarray:
     """Determinant of the Jacobian of ``transform`` at the voxels (D, H, W) of ``image``, one-sided at its border."""
     field = sitk.TransformToDisplacementField(
-        transform, sitk.sitkVectorFloat64, image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()
+        transform, sitk.sitkVectorFloat32, image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()
     )
     # ITK's filter takes derivatives along the image's axes but components along LPS ones; turned to the axes, both
     # agree on an image without direction. Padding by odd reflection makes its border differences one-sided.
-    along_axes = sitk.GetArrayViewFromImage(field) @ grid_of(image).direction[:, ::-1]
+    along_axes = sitk.GetArrayViewFromImage(field) @ grid_of(image).direction[:, ::-1].astype(np.float32)
     padded = sitk.GetImageFromArray(np.pad(along_axes, [(1, 1)] * 3 + [(0, 0)], "reflect", reflect_type="odd"), True)
     padded.SetSpacing(image.GetSpacing())
     return sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(padded)[1:-1, 1:-1, 1:-1])
@@ -148,20 +153,32 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+class Similarity:
+    """Normalised mutual information of ``fixed`` and ``moving`` seen through transforms, at 2 mm or coarser.
+
+    Counted where both images are and, with ``mask`` (fixed side), inside of it. Both images are blurred to that
+    resolution once.
+    """
+
+    def __init__(self, fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image | None = None):
+        grid = grid_of(fixed)
+        self._grid = grid = grid.with_spacing([max(_NMI_SPACING_MM, s) for s in grid.spacing])
+        self._fixed, self._inside = resample_to_grid(fixed, grid), validity(fixed, grid)
+        if mask is not None:
+            self._inside &= resample_to_grid(mask, grid, interpolator="nearest", background=0) > 0
+        self._moving = antialiased(sitk.Cast(moving, sitk.sitkFloat32), grid)
+
+    def of(self, transform: sitk.Transform) -> float:
+        """The value for one ``transform``, fixed to moving points."""
+        seen = resample_to_grid(self._moving, self._grid, transform, background=float("nan"), antialias=False)
+        return normalized_mutual_information(self._fixed, seen, self._inside & ~np.isnan(seen))
+
+
 def similarity(
     fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, mask: sitk.Image | None = None
 ) -> float:
-    """Normalised mutual information of ``fixed`` and ``moving`` seen through ``transform``, at 2 mm or coarser.
-
-    Counted where both images are and, with ``mask`` (fixed side), inside of it.
-    """
-    grid = grid_of(fixed)
-    grid = grid.with_spacing([max(_NMI_SPACING_MM, s) for s in grid.spacing])
-    inside = validity(moving, grid, transform) & validity(fixed, grid)
-    if mask is not None:
-        inside &= resample_to_grid(mask, grid, interpolator="nearest", background=0) > 0
-    a, b = resample_to_grid(fixed, grid), resample_to_grid(moving, grid, transform)
-    return normalized_mutual_information(a, b, inside)
+    """`Similarity` of ``fixed`` and ``moving`` for one ``transform``."""
+    return Similarity(fixed, moving, mask).of(transform)
 
 
 def common_labels(fixed_labels: sitk.Image, moving_labels: sitk.Image) -> list[int]:
@@ -190,25 +207,51 @@ def evaluate(
     fixed_points: np.ndarray | None = None,
     moving_points: np.ndarray | None = None,
     mask: sitk.Image | None = None,
-) -> dict[str, float | dict[int, float]]:
+) -> Scores:
     """Scores of ``transform`` (fixed to moving points).
 
     Keys: ``nmi``, ``folded_percent``, ``sd_log_jacobian``; with labels ``dice`` (mean), ``dice_per_label`` and
     ``hd95_mm`` (mean); with points (n, 3) in LPS mm ``tre_mm`` (mean) and ``tre_p95_mm``. ``mask`` is on the fixed side
     and limits ``nmi`` only. Raises `InputError` when labels or points do not match.
     """
-    determinant = jacobian(transform, fixed)
-    scores: dict[str, float | dict[int, float]] = {
-        "nmi": similarity(fixed, moving, transform, mask),
-        "folded_percent": folded_percent(determinant),
-        "sd_log_jacobian": sd_log_jacobian(determinant),
-    }
-    if fixed_labels is not None and moving_labels is not None:
-        scores |= label_scores(fixed_labels, moving_labels, transform)
-    if fixed_points is not None and moving_points is not None:
-        errors = target_registration_error(fixed_points, moving_points, transform)
-        scores |= {"tre_mm": float(errors.mean()), "tre_p95_mm": float(np.percentile(errors, 95))}
-    return scores
+    references = (fixed_labels, moving_labels, fixed_points, moving_points)
+    return evaluate_each(fixed, moving, {"": transform}, *references, mask=mask)[""]
+
+
+def evaluate_each(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    transforms: dict[str, sitk.Transform],
+    fixed_labels: sitk.Image | None = None,
+    moving_labels: sitk.Image | None = None,
+    fixed_points: np.ndarray | None = None,
+    moving_points: np.ndarray | None = None,
+    mask: sitk.Image | None = None,
+) -> dict[str, Scores]:
+    """The scores of `evaluate` for several ``transforms`` by name, which share what is the same for all of them."""
+    compared = Similarity(fixed, moving, mask)
+
+    def score(transform: sitk.Transform) -> Scores:
+        scores: Scores = {"nmi": compared.of(transform), **jacobian_scores(transform, fixed)}
+        if fixed_labels is not None and moving_labels is not None:
+            scores |= label_scores(fixed_labels, moving_labels, transform)
+        if fixed_points is not None and moving_points is not None:
+            errors = target_registration_error(fixed_points, moving_points, transform)
+            scores |= {"tre_mm": float(errors.mean()), "tre_p95_mm": float(np.percentile(errors, 95))}
+        return scores
+
+    # Much of it is done by one core alone, so that several go at a time.
+    with ThreadPoolExecutor(min(len(transforms), os.cpu_count() or 1)) as pool:
+        return dict(zip(transforms, pool.map(score, transforms.values()), strict=True))
+
+
+def jacobian_scores(transform: sitk.Transform, image: sitk.Image) -> Scores:
+    """``folded_percent`` and ``sd_log_jacobian`` of `evaluate` at the voxels of ``image``."""
+    if transform.IsLinear():
+        mirrored = np.linalg.det(affine_matrix(transform)[:3, :3]) <= 0
+        return {"folded_percent": 100.0 * mirrored, "sd_log_jacobian": 0.0}
+    determinant = jacobian(transform, image)
+    return {"folded_percent": folded_percent(determinant), "sd_log_jacobian": sd_log_jacobian(determinant)}
 
 
 def label_scores(fixed_labels: sitk.Image, moving_labels: sitk.Image, transform: sitk.Transform) -> dict:

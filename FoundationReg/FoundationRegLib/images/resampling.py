@@ -11,7 +11,7 @@ from .conversion import default_background, grid_of, itk_geometry
 INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
 
 
-def _antialiased(image: sitk.Image, grid: Grid) -> sitk.Image:
+def antialiased(image: sitk.Image, grid: Grid) -> sitk.Image:
     """Float ``image`` blurred to the resolution of ``grid`` along each axis where the grid is coarser.
 
     The width matches the full width at half maximum of both voxels: Cardoso et al., "Scale factor point spread
@@ -42,7 +42,7 @@ def resample_to_grid(
     background = default_background(image) if background is None else background
     image = sitk.Cast(image, sitk.sitkFloat32)
     if antialias and interpolator != "nearest":
-        image = _antialiased(image, grid)
+        image = antialiased(image, grid)
     return sitk.GetArrayFromImage(_resample(image, grid, transform, interpolator, background))
 
 

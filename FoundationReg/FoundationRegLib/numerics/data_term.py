@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fields import sample_at
 from .filters import smooth
+from .parallel import each
+from .sampling import sample_at
 
-# Values of a block that the CPU works on at a time; more would leave its cache.
-_BLOCK_VALUES = 1 << 20
+Box = tuple[slice, slice, slice]
 
+# Voxels (z, y, x) of a block that the CPU works on at a time: more would leave its cache, less is mostly border.
+_BLOCK = (32, 32, 128)
 
 # A region that is explained so many times worse than the rest keeps half of its weight.
 _OUTLIER = 3.0
@@ -44,12 +48,33 @@ def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, T
     return (fixed - mean) / scale, (moving - mean) / scale
 
 
-def _sampling_grid(shift: Tensor, box: tuple[slice, slice, slice]) -> Tensor:
-    """Where the voxels of ``box`` land, as the grid (d, h, w, 3) of `sample_at`."""
-    shape, moved = shift.shape[1:], shift[(slice(None), *box)]
+def _cut(shift: Tensor, box: Box, shape: Sequence[int]) -> Tensor:
+    """``shift`` (3, ...) at the voxels of ``box``, as `resize` would give it there.
+
+    It lies on the voxels of ``shape`` or on a lattice of whole multiples of them over the same faces.
+    """
+    stride = shape[0] // shift.shape[1]
+    if stride == 1:
+        return shift[(slice(None), *box)]
+    for axis, voxels in enumerate(box, 1):
+        # Places of the voxels among the nodes, of which only those around the box are read.
+        steps = torch.arange(voxels.start, voxels.stop, device=shift.device, dtype=shift.dtype)
+        places = ((steps + 0.5) / stride - 0.5).clamp(0, shift.shape[axis] - 1)
+        first, last = int(places[0]), math.ceil(float(places[-1]))
+        nodes = torch.arange(first, last + 1, device=shift.device, dtype=shift.dtype)
+        matrix = (1 - (places[:, None] - nodes).abs()).clamp_min_(0)
+        shift = torch.tensordot(matrix, shift.narrow(axis, first, len(nodes)), ([1], [axis])).movedim(0, axis)
+    return shift
+
+
+def _sampling_grid(moved: Tensor, shape: Sequence[int], box: Box) -> Tensor:
+    """Where the voxels of ``box`` in a lattice of ``shape`` land, as the grid (d, h, w, 3) of `sample_at`.
+
+    ``moved`` (3, d, h, w): their displacement in voxels.
+    """
     axes = []
     for axis, (size, part) in enumerate(zip(shape, box, strict=True)):
-        steps = torch.arange(part.start, part.stop, device=shift.device, dtype=shift.dtype)
+        steps = torch.arange(part.start, part.stop, device=moved.device, dtype=moved.dtype)
         steps = steps.reshape([-1 if n == axis else 1 for n in range(3)])
         axes.append((moved[axis] + steps).mul_(2 / max(size - 1, 1)).sub_(1))
     return torch.stack(axes[::-1], dim=-1)
@@ -68,39 +93,51 @@ class DataTerm:
     ):
         self.sign, self.pairs, self.weight, self.landing, self.stride = sign, pairs, weight, landing, stride
         self.robust = robust
-        self.blocks = _blocks(weight, stride, max(pair.fixed.shape[0] for pair in pairs))
+        self.blocks = _blocks(weight, stride)
 
     def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
         """Curvature (6: zz zy zx yy yx xx) and negative gradient (3) of the data term on the nodes, and its value.
 
-        ``shift`` (3, D, H, W) in voxels; results are per node and for displacements in nodes.
+        ``shift`` (3, ...) in voxels, on the voxels or on the nodes; results are per node and for displacements in
+        nodes.
         """
-        stride, shape = self.stride, self.weight.shape
-        nodes = tuple(n // stride for n in shape)
+        nodes = tuple(n // self.stride for n in self.weight.shape)
         # Per pair: three rows of the negative gradient, six of curvature, and the squared residual.
         terms = [self.weight.new_zeros((10, *nodes)) for _ in self.pairs]
         mass = self.weight.new_zeros(nodes)
-        for box in self.blocks:
-            halo = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
-            inner = tuple(slice(s.start - h.start, s.stop - h.start) for s, h in zip(box, halo, strict=True))
-            sampling_grid = _sampling_grid(shift, halo)
-            counts = self.weight[box] * sample_at(self.landing[None], sampling_grid[inner], "nearest")[0]
-            nodes_here = tuple(slice(s.start // stride, s.stop // stride) for s in box)
-            mass[nodes_here] = self._pooled(counts[None])[0]
-            for n, pair in enumerate(self.pairs):
-                fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, sampling_grid)
-                residual = (fixed - moved)[(slice(None), *inner)].contiguous()
-                slopes = _central_differences(moved.add_(fixed), inner)
-                product = torch.mul(residual, residual)
-                square = product.sum(0)
-                rows = [torch.mul(residual, slope, out=product).sum(0) for slope in slopes]
-                rows += [torch.mul(slopes[a], slopes[b], out=product).sum(0) for a, b in _UPPER]
-                terms[n][(slice(None), *nodes_here)] = self._pooled(torch.stack([*rows, square]).mul_(counts))
+        each(lambda box: self._fill(box, shift, terms, mass), self.blocks, self.weight.device)
         return self._combined(terms, mass)
+
+    def _fill(self, box: Box, shift: Tensor, terms: list[Tensor], mass: Tensor) -> None:
+        """Work out the voxels of ``box`` and write what its nodes get into ``terms`` and ``mass``."""
+        stride, shape = self.stride, self.weight.shape
+        halo = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
+        inner = tuple(slice(s.start - h.start, s.stop - h.start) for s, h in zip(box, halo, strict=True))
+        sampling_grid = _sampling_grid(_cut(shift, halo, shape), shape, halo)
+        counts = self.weight[box] * sample_at(self.landing[None], sampling_grid[inner], "nearest")[0]
+        here = tuple(slice(s.start // stride, s.stop // stride) for s in box)
+        mass[here] = self._pooled(counts[None])[0]
+        for pair, term in zip(self.pairs, terms, strict=True):
+            fixed, moved = pair.fixed[(slice(None), *halo)], sample_at(pair.moving, sampling_grid)
+            residual = fixed[(slice(None), *inner)] - moved[(slice(None), *inner)]
+            slopes = _central_differences(moved.add_(fixed), inner)
+            product = torch.mul(residual, residual)
+            rows = counts.new_empty((10, *counts.shape))
+            torch.sum(product, 0, out=rows[9])
+            for n, slope in enumerate(slopes):
+                torch.sum(torch.mul(residual, slope, out=product), 0, out=rows[n])
+            for n, (a, b) in enumerate(_UPPER, 3):
+                torch.sum(torch.mul(slopes[a], slopes[b], out=product), 0, out=rows[n])
+            term[(slice(None), *here)] = self._pooled(rows.mul_(counts))
 
     def _pooled(self, values: Tensor) -> Tensor:
         """Means of (C, D, H, W) over the voxels of each node."""
-        return F.avg_pool3d(values[None], self.stride)[0] if self.stride > 1 else values
+        if self.stride != 2 or values.device.type != "cpu":
+            return F.avg_pool3d(values[None], self.stride)[0] if self.stride > 1 else values
+        for axis in (1, 2, 3):
+            pairs = values.unflatten(axis, (-1, 2))
+            values = pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1)
+        return values.div_(8)
 
     def _combined(self, terms: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
         """The pairs' terms added up, each in units of its own noise; ``mass`` (d, h, w) is what each node counts."""
@@ -135,22 +172,21 @@ def outlier_weight(squares: Tensor, mass: Tensor) -> Tensor:
 _UPPER = [(a, b) for a in range(3) for b in range(a, 3)]
 
 
-def _blocks(weight: Tensor, stride: int, channels: int) -> list[tuple[slice, slice, slice]]:
+def _blocks(weight: Tensor, stride: int) -> list[Box]:
     """Boxes of whole nodes that hold all of ``weight`` (D, H, W): what is empty around them need not be looked at.
 
-    On the CPU they are slabs that fit its cache, cut to what each holds; elsewhere one box.
+    On the CPU they fit its cache and are cut to what each holds; elsewhere it is one box.
     """
-    held = weight > 0
-    depth, height, width = weight.shape
-    planes = depth
+    held, shape = weight > 0, weight.shape
+    steps = shape
     if weight.device.type == "cpu":
-        planes = max(1, _BLOCK_VALUES // (channels * height * width * stride)) * stride
+        steps = [max(1, n // stride) * stride for n in _BLOCK]
     blocks = []
-    for first in range(0, depth, planes):
-        part = held[first : first + planes]
+    for corner in itertools.product(*(range(0, n, step) for n, step in zip(shape, steps, strict=True))):
+        part = held[tuple(slice(first, first + step) for first, step in zip(corner, steps, strict=True))]
         if bool(part.any()):
-            box = [_extent(part, axis, stride) for axis in range(3)]
-            blocks.append((slice(box[0].start + first, box[0].stop + first), *box[1:]))
+            extents = zip(corner, (_extent(part, axis, stride) for axis in range(3)), strict=True)
+            blocks.append(tuple(slice(first + e.start, first + e.stop) for first, e in extents))
     return blocks
 
 
@@ -160,7 +196,7 @@ def _extent(mask: Tensor, axis: int, stride: int) -> slice:
     return slice(int(found[0]) // stride * stride, -(-(int(found[-1]) + 1) // stride) * stride)
 
 
-def _central_differences(values: Tensor, inner: tuple[slice, slice, slice]) -> list[Tensor]:
+def _central_differences(values: Tensor, inner: Box) -> list[Tensor]:
     """Differences of (C, D, H, W) between the next and the previous voxel along z, y, x, inside ``inner``.
 
     Where ``inner`` touches a face of ``values`` there is no neighbour and the slope is zero.

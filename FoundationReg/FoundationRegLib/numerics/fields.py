@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.grid import Grid
+from .sampling import sample_at
 
 
 def warp(
@@ -46,24 +47,6 @@ def _sample(volume: Tensor, places: Sequence[Tensor], mode: str, padding: str) -
     scaled = [2 * place / max(size - 1, 1) - 1 for place, size in zip(places, volume.shape[1:], strict=True)]
     grid = torch.stack(torch.broadcast_tensors(*scaled[::-1]), dim=-1)
     return sample_at(volume, grid.to(volume.dtype), mode, padding)
-
-
-def sample_at(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
-    """``volume`` (C, D, H, W) at ``grid`` (d, h, w, 3): places (x, y, z) from -1 to 1 between its outer voxel centres.
-
-    On the CPU the points are shared by the threads, where `grid_sample` itself would only share a batch.
-    """
-    depth, height, width = grid.shape[:3]
-    parts = torch.get_num_threads() if volume.device.type == "cpu" else 1
-    parts = next(n for n in range(parts, 0, -1) if depth * height % n == 0)
-    values = F.grid_sample(
-        volume[None].expand(parts, -1, -1, -1, -1),
-        grid.reshape(parts, 1, depth * height // parts, width, 3),
-        mode,
-        padding,
-        align_corners=True,
-    )
-    return values.transpose(0, 1).reshape(volume.shape[0], depth, height, width)
 
 
 def compose(u: Tensor, v: Tensor, spacing: Sequence[float]) -> Tensor:

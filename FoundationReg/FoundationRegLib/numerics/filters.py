@@ -31,17 +31,19 @@ def local_normalised(image: Tensor, sigma: float = 1.6) -> Tensor:
 
 def smooth(volume: Tensor) -> Tensor:
     """Mean over 3 nodes along each axis of (..., D, H, W); border nodes are repeated outwards."""
+    total = 1
     for axis in (-3, -2, -1):
         count = volume.shape[axis]
         if count > 1:
+            total *= 3
             around = torch.empty_like(volume)
             low, high = volume.narrow(axis, 0, count - 2), volume.narrow(axis, 2, count - 2)
             torch.add(low, high, out=around.narrow(axis, 1, count - 2))
             for here, inside in ((0, 1), (count - 1, count - 2)):
                 border = around.narrow(axis, here, 1).copy_(volume.narrow(axis, here, 1))
                 border.add_(volume.narrow(axis, inside, 1))
-            volume = around.add_(volume).div_(3)
-    return volume
+            volume = around.add_(volume)
+    return volume.div_(total) if total > 1 else volume
 
 
 def halved(values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .data_term import DataTerm, FeaturePair
 from .fields import exponential, resize
+from .parallel import each
 from .regularisation import Regulariser, solve
 
 # Over-relaxation. Steps of successive iterations point the same way: longer ones save a third of the iterations.
@@ -82,9 +83,12 @@ def gauss_newton(
     losses: list[float] = []
     for iteration in range(iterations):
         curvature, negative_gradient, loss = 0.0, 0.0, 0.0
-        for term in terms:
-            flow = exponential(term.sign * field, (1.0, 1.0, 1.0)) if diffeomorphic else field
-            hessian, descent, value = term.linearised(resize(flow, shape) * stride)
+        flows = [field]
+        if diffeomorphic:
+            velocities = [term.sign * field for term in terms]
+            flows = each(lambda velocity: exponential(velocity, (1.0, 1.0, 1.0)), velocities, field.device)
+        for term, flow in zip(terms, flows, strict=True):
+            hessian, descent, value = term.linearised(flow * stride)
             curvature = curvature + hessian / len(terms)
             negative_gradient = negative_gradient + term.sign * descent / len(terms)
             loss += value / len(terms)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .fields import compose, warp
 from .filters import smooth
+from .parallel import each
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -104,9 +105,10 @@ def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, 
     energy = padded.square().sum(0)
     share = smooth(smooth(weight)).clamp_min(1e-3)
     cost = fixed.new_empty((len(offsets), *shape))
-    product = torch.empty_like(fixed)
-    for first in range(0, len(offsets), _GROUP):
+
+    def fill(first: int) -> None:
         check()
+        product = torch.empty_like(fixed)
         rows = cost[first : first + _GROUP]
         for row, offset in zip(rows, offsets[first : first + _GROUP].int().tolist(), strict=True):
             there = tuple(slice(r + o, r + o + n) for r, o, n in zip(reach, offset, shape, strict=True))
@@ -114,6 +116,8 @@ def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, 
             # |f - m|^2 without |f|^2, which is the same for all candidates of a node.
             torch.sub(energy[there], product.sum(0), alpha=2, out=row)
         torch.div(smooth(smooth(rows.mul_(weight))), share, out=rows)
+
+    each(fill, range(0, len(offsets), _GROUP), fixed.device)
     cost -= cost.amin(0)
     average = cost.mean(0)
     return cost.div_((average[weight > 0.5].mean() if (weight > 0.5).any() else average.mean()).clamp_min(1e-12))
@@ -136,11 +140,14 @@ def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPL
     field = smooth(field)
     for strength in coupling:
         target = field[:, active].T
-        for start in range(0, len(flat), chunk):
+
+        def choose(start: int, strength: float = strength, target: Tensor = target) -> None:
             part = slice(start, start + chunk)
             # |offset - target|^2 without its part that is the same for all candidates
             distance = torch.addmm(squared, target[part], offsets.T, beta=strength, alpha=-2 * strength)
             best[part] = offsets[distance.add_(flat[part]).argmin(1)]
+
+        each(choose, range(0, len(flat), chunk), flat.device)
         field[:, active] = best.T
         field = smooth(field)
     return field

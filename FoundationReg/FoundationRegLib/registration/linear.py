@@ -5,6 +5,7 @@ All transforms map fixed to moving points in LPS mm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,7 @@ def start_transform(
     seed: int = 0,
     progress: Progress | None = None,
     affine: bool = True,
+    on_found: Callable[[sitk.Transform], None] = lambda _: None,
 ) -> sitk.Transform:
     """The transform before any optimisation.
 
@@ -91,7 +93,8 @@ def start_transform(
     meet), ``mass`` (centres of the bodies meet), ``features`` (the place and turn where MIND descriptors match best,
     and an affine map, or a rigid one without ``affine``, fitted to their matches) or ``auto``: ``none``, ``geometry``
     and ``mass`` are each tried with a quick coarse rigid registration, and the start of the most similar outcome is
-    taken, unless the descriptors match clearly better where ``features`` puts them.
+    taken, unless the descriptors match clearly better where ``features`` puts them. ``on_found`` gets the best outcome
+    of the quick registrations as soon as it is known.
     """
     if initial is not None:
         return initial
@@ -114,6 +117,7 @@ def start_transform(
             matrix[:3, 3] = shifts["mass"]
         return affine_transform(pair.refined(matrix, affine, progress))
     translation, outcome = _most_informative_start(fixed, moving, list(shifts.values()), seed, progress)
+    on_found(outcome)
     found = pair.agreement(affine_matrix(outcome))
     fit = pair.search(progress, sure=found)
     if fit is None or fit.score < METHOD.clear_gain * found:

@@ -88,6 +88,19 @@ class ReviewPanel:
         self._updateTimer()
         self._enable()
 
+    def refresh(self) -> None:
+        """The transform itself was changed: make again what was computed from it."""
+        if self.review is None or not self.review.valid:
+            return
+        if self._parameters.reviewMode in (ReviewMode.FADE, ReviewMode.FLICKER) and self.review.placed:
+            return
+        self.setOwner(self.review.owner, show=True)
+
+    def showMeasures(self) -> None:
+        """What was measured has come: the sentence, and the buttons for table and plot."""
+        self._showQuality()
+        self._enable()
+
     def suspend(self) -> None:
         """The module is left: give layout and views back what they showed."""
         self._resume = self.review is not None and views.are_changed()
