@@ -226,9 +226,8 @@ def _look(
 ) -> RegionPair | None:
     """Segment what the boxes ``around`` hold, into ``inputs``, and predict regions where the settings say so."""
     images, content = (inputs.fixed, inputs.moving), _content(inputs.fixed, inputs.moving)
-    shown = str(
-        [getattr(settings, f"{side}_{what}") for side in ("fixed", "moving") for what in ("intensity", "window")]
-    )
+    names = [f"{side}_{what}" for side in ("fixed", "moving") for what in ("intensity", "window")]
+    seen_as = [getattr(settings, name) for name in names]
     parts = bool(around) + bool(settings.anatomy)
     if around:
         with progress.stage("segment boxes", 1 / parts):
