@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import qt
 import slicer
 from slicer.i18n import tr as _
 
 from ...errors import Cancelled
 from ..client.session import Session
-from ..scene import results
+from ..scene import nodes, results
 from ..scene.landmark_pairs import LandmarkPairs, PairState, follow, make_list
 from ..scene.regions import box_of
 from ..scene.review import find_owner
@@ -233,8 +234,21 @@ class InteractionSection:
     def addPair(self, fixed_world, moving_world) -> None:
         """What is shown at ``moving_world`` belongs to ``fixed_world``; both RAS in the scene."""
         pairs = self.ensurePairs()
-        pairs.add(fixed_world, moving_world)
+        pairs.add(fixed_world, self._moving_place(moving_world))
         self._takeChange()
+
+    def _moving_place(self, shown):
+        """Where the list of moving points has the place of the moving volume that is ``shown`` at a RAS point."""
+        session = self.session
+        parent = session.moving.GetParentTransformNode()
+        if parent is session.transform:
+            return shown
+        # A copy through the transform is shown; the volume itself lies elsewhere.
+        chains = (nodes.chain_between(None, session.transform), nodes.chain_between(parent, None))
+        point = np.reshape(shown, (1, 3))
+        for chain in chains:
+            point = nodes.transform_points(chain, point)
+        return point[0]
 
     def _onRemove(self, _clicked=False) -> None:
         rows = self._table.chosen()
@@ -327,7 +341,8 @@ class InteractionSection:
         self._regions = event.get("regions", self._regions)
         self._fits = list(zip(event["residuals"], event["conflicts"], strict=True))
         self._table.fill(self._known, self._fits)
-        self._changed()
+        if self.probe.view is None:
+            self._changed()
 
     def _answered(self, event: dict | Exception) -> None:
         if isinstance(event, Exception):
