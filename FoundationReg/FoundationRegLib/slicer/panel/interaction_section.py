@@ -18,6 +18,7 @@ from ..scene.review import find_owner
 from .pairs_table import PairsTable
 from .placing import PointPlacer
 from .probe_section import ProbeSection
+from .space_section import SpaceSection
 
 MEASURE_DELAY_MS = 1500
 CHANGE_DELAY_MS = 150
@@ -61,6 +62,7 @@ class InteractionSection:
         self._measure = _single_shot(MEASURE_DELAY_MS, self._askMeasures)
         self.probe = ProbeSection(ui, lambda: self.session if self.ready else None, self.update)
         self._table = PairsTable(ui.pairsTable, self._onSwitched)
+        self.space = SpaceSection(ui, lambda: self.transform, say)
         self._connect()
         self.update()
 
@@ -100,6 +102,7 @@ class InteractionSection:
         """A run put its transform into ``owner``; ``session`` asks the worker about it. Pairs are obeyed again."""
         self.session, self._owner, self._good, self._regions = session, owner, None, 0
         self._ui.probeButton.checked = False
+        self.space.refresh()
         self._follow()
         self.update()
         if self.pairs is not None and self.pairs.complete() and self._parameters.guideWithLandmarks:
@@ -124,6 +127,7 @@ class InteractionSection:
         self._delay.stop()
         self._measure.stop()
         self._placer.stop()
+        self.space.leave()
         for button in (self._ui.probeButton, self._ui.addPairButton, self._ui.pinButton):
             button.checked = False
 
@@ -173,6 +177,7 @@ class InteractionSection:
         ui.probeEncoderComboBox.enabled = ready
         ui.undoButton.enabled, ui.redoButton.enabled = ready and bool(self._past), ready and bool(self._future)
         ui.refineHereButton.enabled = ready
+        self.space.update()
         self.probe.fillEncoders(self._owner if self.transform is not None else None)
         self._table.fill(self._known, self._fits)
         ui.removePairButton.enabled = bool(self._known)
@@ -341,6 +346,7 @@ class InteractionSection:
         self._regions = event.get("regions", self._regions)
         self._fits = list(zip(event["residuals"], event["conflicts"], strict=True))
         self._table.fill(self._known, self._fits)
+        self.space.refresh()
         if self.probe.view is None:
             self._changed()
 
