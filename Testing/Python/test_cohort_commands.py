@@ -149,7 +149,12 @@ def test_everything_that_is_installed_begins_with_mind_alone(monkeypatch):
     assert encoders == {"mind", "medsam-lite"}
     contents = [str({**v.settings, "preset": ""}) for v in made]
     assert len(set(contents)) == len(contents), "nothing is registered twice"
-    assert {"medsam-lite", "preset default"} <= {v.name for v in made}
+    names = {v.name for v in made}
+    assert {"mind (preset default)", "medsam-lite", "medsam-lite=0.15,mind (preset foundation)"} <= names
+    assert "preset study" in names
+    assert "preset study" not in {v.name for v in every_variant(without=["preset study"])}
+    with pytest.raises(InputError, match="preset study"):
+        every_variant(without=["nothing"])
 
 
 # Features that runs share

@@ -135,11 +135,25 @@ def test_blocks_do_not_change_the_equations(monkeypatch):
     whole = equations().linearised(shift)
     monkeypatch.undo()
     assert equations().blocks == [(slice(0, 24), slice(6, 28), slice(0, 22))]
-    monkeypatch.setattr(data_term, "_BLOCK_VALUES", 1)
-    cut = equations()
-    assert len(cut.blocks) == 11, "planes 12 and 13 are empty"
-    for a, b in zip(whole, cut.linearised(shift), strict=True):
-        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(data_term, "_BLOCK", (2, 32, 128))
+    assert len(equations().blocks) == 11, "planes 12 and 13 are empty"
+    for size in ((2, 32, 128), (6, 8, 10)):
+        monkeypatch.setattr(data_term, "_BLOCK", size)
+        for a, b in zip(whole, equations().linearised(shift), strict=True):
+            torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_shift_on_the_nodes_is_that_on_the_voxels(every, monkeypatch):
+    """Block by block the same as PyTorch makes of all of it."""
+    monkeypatch.setattr(data_term, "_BLOCK", (8, 4, 12))
+    shape = (24, 28, 28)
+    pair = FeaturePair(*(torch.from_numpy(texture(seed=n, shape=shape)) for n in (20, 40)))
+    coarse = torch.from_numpy(smooth_field(2.0, seed=9, shape=tuple(n // every for n in shape), sigma=2))
+    fine = F.interpolate(coarse[None], size=shape, mode="trilinear", align_corners=False)[0]
+    term = data_term.DataTerm(1, [pair], torch.ones(shape), torch.ones(shape), every)
+    for a, b in zip(term.linearised(coarse), term.linearised(fine), strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-4, atol=1e-4)
 
 
 def test_sample_agrees_with_scipy_however_many_threads():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..core.files import printable
 
 RESULT_FILES = ("transform.h5", "warped.nii.gz", "jacobian.nii.gz", "warped_labels.nii.gz", "report.html",
                 "result.json")  # fmt: skip
@@ -30,7 +31,12 @@ def write_results(result, fixed: str, moving: str, folder: Path, outputs, progre
         outputs.drop(folder / "warped_labels.nii.gz")
     write_segmentations(result, folder, outputs)
     progress.update(0.5)
-    write_report(result, outputs.path(folder / "report.html"), Path(fixed).name, Path(moving).name, initial)
+    write_report(
+        result,
+        outputs.path(folder / "report.html"),
+        *(printable(Path(image).name) for image in (fixed, moving)),
+        initial,
+    )
     record = {
         "foundationreg": __version__,
         "fixed": str(fixed),

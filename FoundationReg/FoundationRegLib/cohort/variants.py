@@ -69,9 +69,8 @@ def every_variant(changes: dict[str, Any] | None = None, without: Sequence[str] 
     for name, settings in candidates:
         essence = str({**settings.to_dict(), "preset": ""})
         if essence in seen:
-            if name.startswith("preset default"):
-                place = seen[essence]
-                made[place] = variant("preset default", settings)
+            before = made[seen[essence]]
+            made[seen[essence]] = variant(f"{before.name} ({name})", Settings.from_dict(before.settings))
             continue
         if any(encoder not in ready and encoder != MIND for encoder, _ in settings.encoders):
             continue
