@@ -79,7 +79,7 @@ def test_a_preset_of_ones_own_is_kept_shared_and_deleted(bench, panel, presets, 
     panel.panel.presets._refill()
     index = combo.findData(kept)
     assert combo.itemText(index) == "My livers!"
-    combo.currentIndex = combo.findData("default")
+    combo.currentIndex = combo.findData("fast")
     bench.process_events()
     assert node.smoothness != 3.5
     combo.currentIndex = index
