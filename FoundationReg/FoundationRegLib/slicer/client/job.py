@@ -94,7 +94,7 @@ class RegistrationJob:
         """End the worker and everything that it started; every node is as it was."""
         if self.running and self.result is not None:
             self._channel.process.send("cancel", target=self._number)
-            self._leave_unmeasured("The result was not measured.")
+            self._leave_unmeasured(_("The result was not measured."))
         elif self.running:
             self._channel.kill()
             self._end(CANCELLED, Cancelled(_("The registration was cancelled; nothing was changed.")))
@@ -185,7 +185,8 @@ class RegistrationJob:
         elif kind == "found":
             self._take_found(event)
         elif kind == "error" and self.result is not None:
-            self._leave_unmeasured(f"The result could not be measured: {event.get('message', '')}")
+            text = _("The result could not be measured: {message}")
+            self._leave_unmeasured(text.format(message=event.get("message", "")))
         elif kind == "error":
             error = as_exception(event)
             self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))

@@ -296,13 +296,14 @@ class InteractionSection:
         self._step(self._future, self._past)
 
     def _step(self, source: list, target: list) -> None:
-        if not source or self.pairs is None or not self.pairs.valid:
+        if not source or (self.pairs is not None and not self.pairs.valid):
             return
         target.append((self._known, self._regions))
         self._known, self._regions = source.pop()
         self._filling = True
         try:
-            self.pairs.restore(self._known)
+            if self.pairs is not None:
+                self.pairs.restore(self._known)
         finally:
             self._filling = False
         self._delay.stop()
@@ -319,14 +320,14 @@ class InteractionSection:
             self._say(_("The pairs are kept; encode again to make the transform obey them."))
             return
         self._begin()
-        self.session.correct(self.pairs.for_worker(), self._regions, self._show, self._answered)
+        pairs = self.pairs.for_worker() if self.pairs is not None else []
+        self.session.correct(pairs, self._regions, self._show, self._answered)
 
     def _onRefine(self, _clicked=False) -> None:
         region = self._ui.regionSelector.currentNode()
         if region is None or not self.ready:
             self._say(_("Choose or create a region of interest first."))
             return
-        self.ensurePairs()
         self._past.append((self._known, self._regions))
         self._future = []
         self._begin()
