@@ -263,7 +263,7 @@ class RegistrationJob:
             transform = scene.AddNewNodeByClass(kind, scene.GenerateUniqueName(name))
         if volume is None and request.create_volume:
             volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
-        answer = RegistrationResult(transform, volume, run=None if event.get("matrix") else self._number)
+        answer = RegistrationResult(transform, volume, run=self._number if event.get("kept") else None)
         answer.record, answer.warnings = event.get("record") or {}, list(event.get("warnings", []))
         answer.metrics = event.get("metrics") or {"after": {"folded_percent": event.get("folded_percent", 0.0)}}
         if transform is not None:
