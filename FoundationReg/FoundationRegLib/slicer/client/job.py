@@ -277,6 +277,7 @@ class RegistrationJob:
                 answer.warnings += self._carry(transform, before, answer.folded_percent)
         owner = transform if transform is not None else volume
         owner.SetAttribute("FoundationReg.quality", event.get("quality", ""))
+        owner.SetAttribute("FoundationReg.verdict", (answer.record.get("trust") or {}).get("verdict", ""))
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
