@@ -83,9 +83,8 @@ def gauss_newton(
     losses: list[float] = []
     for iteration in range(iterations):
         curvature, negative_gradient, loss = 0.0, 0.0, 0.0
-        flows = [field]
-        if diffeomorphic:
-            flows = each(lambda term: exponential(term.sign * field, (1.0, 1.0, 1.0)), terms, field.device)
+        velocities = [term.sign * field for term in terms]
+        flows = each(_unit_exponential, velocities, field.device) if diffeomorphic else velocities
         for term, flow in zip(terms, flows, strict=True):
             hessian, descent, value = term.linearised(flow * stride)
             curvature = curvature + hessian / len(terms)
@@ -105,6 +104,11 @@ def gauss_newton(
         if on_iteration(iteration, field * node_mm, loss) or converged:
             break
     return field * node_mm, losses
+
+
+def _unit_exponential(velocity: Tensor) -> Tensor:
+    """`exponential` of a ``velocity`` that is counted in nodes."""
+    return exponential(velocity, (1.0, 1.0, 1.0))
 
 
 def _data_terms(
