@@ -6,6 +6,7 @@
     python dev.py workbench            the module's window, without Slicer
     python dev.py test [ARGUMENTS]     style and the whole test suite; arguments go to pytest
     python dev.py benchmark [NAME]     speed, memory and accuracy
+    python dev.py screenshots          take the pictures of the documentation anew
     python dev.py format               format the sources; update the lists and the address that CMake holds
     python dev.py setup                only make .venv and install
 
@@ -207,6 +208,12 @@ def workbench(arguments: list[str]) -> int:
     return call("-m", "Workbench", *arguments, PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 
+def screenshots(arguments: list[str]) -> int:
+    set_up("workbench")
+    ensure_system_libraries(SYSTEM_LIBRARIES)
+    return call(ROOT / "Testing" / "screenshots.py", *arguments, QT_QPA_PLATFORM="offscreen")
+
+
 def benchmark(arguments: list[str]) -> int:
     folder = ROOT / "Testing" / "Benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
@@ -245,11 +252,14 @@ def list_shipped_files() -> None:
 
 
 def write_public_address() -> None:
-    """Bring the index description in line with CMakeLists.txt, the one place that holds the project's address."""
+    """Bring the index description and the module in line with CMakeLists.txt, which holds the project's address."""
     homepage = re.search(r'EXTENSION_HOMEPAGE "([^"]+)"', (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))[1]
     path = ROOT / "Resources" / "FoundationReg.json"
     description = {**json.loads(path.read_text(encoding="utf-8")), "scm_url": f"{homepage}.git"}
     path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8", newline="\n")
+    module = ROOT / "FoundationReg" / "FoundationReg.py"
+    text = re.sub(r'(?m)^(HOMEPAGE = )".*"', rf'\1"{homepage}"', module.read_text(encoding="utf-8"))
+    module.write_text(text, encoding="utf-8", newline="\n")
 
 
 def main(arguments: list[str]) -> int:
@@ -257,7 +267,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip())
         return 0
     command, rest = arguments[0], arguments[1:]
-    own = {"test": test, "workbench": workbench, "benchmark": benchmark, "format": format_sources}
+    own = {"test": test, "workbench": workbench, "benchmark": benchmark, "format": format_sources,
+           "screenshots": screenshots}  # fmt: skip
     try:
         if command in own:
             return own[command](rest)

@@ -37,6 +37,10 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
+# Written by `python dev.py format` from CMakeLists.txt.
+HOMEPAGE = "https://github.com/to-be-set/SlicerFoundationReg"
+DOCUMENTATION = f"{HOMEPAGE}/blob/main/docs"
+
 #
 # FoundationReg
 #
@@ -58,8 +62,12 @@ class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
         self.parent.contributors = ["The FoundationReg contributors"]
         self.parent.helpText = _(
             "Registers a moving volume to a fixed one with the features of pretrained vision foundation models, "
-            "without any training, and shows how good the result is. Choose two volumes and press Apply."
-        )
+            "without any training, and shows how good the result is. Choose two volumes and press Apply. "
+            '<a href="{documentation}">Documentation</a>, <a href="{accuracy}">what was measured</a>. '
+            "If it helped your work, please cite FoundationReg and the study <i>Are Vision Foundation Models Ready for "
+            'Out-of-the-Box Medical Image Registration?</i> (<a href="https://arxiv.org/abs/2507.11569">arXiv '
+            "2507.11569</a>)."
+        ).format(documentation=f"{DOCUMENTATION}/slicer.md", accuracy=f"{DOCUMENTATION}/accuracy.md")
         self.parent.acknowledgementText = _(
             "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
             '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'
@@ -190,6 +198,10 @@ class FoundationRegParameterNode:
     outputVolume: vtkMRMLScalarVolumeNode
     applyTransform: bool = True
     makeJacobian: bool = False
+    interpolation: Annotated[str, Choice(["linear", "nearest", "bspline"])] = "linear"
+    voxelType: Annotated[str, Choice(["same", "uint8", "int16", "uint16", "float32"])] = "same"
+    background: str = ""
+    linearOnly: bool = False
 
     fixedMask: MaskNode
     movingMask: MaskNode
@@ -256,12 +268,14 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.panel = None
+        self.cohort = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._parameterNodeObserver = None
 
     def setup(self) -> None:
         """Called when the user opens the module the first time and the widget is initialized."""
+        from FoundationRegLib.slicer.panel.cohort_section import CohortSection
         from FoundationRegLib.slicer.panel.panel import Panel
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -269,8 +283,16 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
+        interactionWidget = slicer.util.loadUI(self.resourcePath("UI/Interaction.ui"))
+        below = uiWidget.layout().indexOf(self.ui.reviewCollapsibleButton) + 1
+        uiWidget.layout().insertWidget(below, interactionWidget)
+        interactionWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = FoundationRegLogic()
-        self.panel = Panel(self.ui, self.logic)
+        self.interactionUi = slicer.util.childWidgetVariables(interactionWidget)
+        self.panel = Panel(self.ui, self.interactionUi, self.logic)
+        cohortWidget = slicer.util.loadUI(self.resourcePath("UI/Cohort.ui"))
+        self.layout.addWidget(cohortWidget)
+        self.cohort = CohortSection(slicer.util.childWidgetVariables(cohortWidget), lambda: self._parameterNode)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -282,6 +304,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.panel is not None:
             self.setParameterNode(None)
+            self.cohort.close()
             self.panel.close()
 
     def enter(self) -> None:
@@ -310,7 +333,11 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def initializeParameterNode(self) -> None:
         """Ensure parameter node exists and observed."""
-        self.setParameterNode(self.logic.getParameterNode())
+        self.disconnectParameterNode()
+        parameterNode = self.logic.getParameterNode()
+        # While a scene was loaded, the wrapper cached references to nodes that were not there yet.
+        parameterNode.parameterNode.Modified()
+        self.setParameterNode(parameterNode)
         self.panel.chooseDefaults()
 
     def setParameterNode(self, inputParameterNode: FoundationRegParameterNode | None) -> None:
@@ -461,20 +488,21 @@ class FoundationRegTest(ScriptedLoadableModuleTest):
 
         registerSampleData()
         self.delayDisplay("Making the phantom pair")
-        fixed, moving = loadPhantomPair()
+        fixed, moving = SampleData.downloadSamples("FoundationRegPhantomPair")
         self.assertGreater(fixed.GetImageData().GetScalarRange()[1], 100)
         self.assertGreater(moving.GetImageData().GetScalarRange()[1], 100)
         self.assertIn("FoundationReg", slicer.modules.sampleDataSources)
-        self.assertIsNotNone(SampleData.SampleDataLogic)
 
     def test_RegisterPhantom(self):
         """The whole way through the worker. Skipped where PyTorch is not installed, as on the build machines."""
+        import SampleData
         from FoundationRegLib.slicer.panel import dependencies
 
+        registerSampleData()
         if dependencies.torch_version() is None:
             self.delayDisplay("PyTorch is not installed: the registration is not tested")
             return
-        fixed, moving = loadPhantomPair()
+        fixed, moving = SampleData.downloadSamples("FoundationRegPhantomPair")
         self.delayDisplay("Registering the phantom pair")
         result = FoundationRegLogic().process(fixed, moving, settings={"encoders": "mind", "iterations": 20})
         self.assertIs(moving.GetParentTransformNode(), result.transformNode)

@@ -13,6 +13,12 @@ class InputError(FoundationRegError):
     exit_code = 2
 
 
+class Forgotten(FoundationRegError):
+    """What an earlier registration left in memory is asked for, but another one has taken its place."""
+
+    exit_code = 2
+
+
 class OutOfMemory(FoundationRegError):
     """The device ran out of memory even after backing off; the sentence says what to reduce."""
 

@@ -44,7 +44,7 @@ class Settings:
     Initial alignment
         start: ``none``, centres of ``geometry``, centres of ``mass``, ``features`` (descriptors matched at every place
             and right-angled turn, then an affine map) or ``auto``. A given initial transform replaces it.
-        rigid, affine: linear stages that follow.
+        rigid, affine: linear stages that follow. deformable: whether a deformation follows them.
     Features
         encoders: pairs of encoder id and weight. Weights are relative.
         planes: the slice directions that 2-D encoders see.
@@ -88,7 +88,8 @@ class Settings:
     start: Literal["auto", "none", "geometry", "mass", "features"] = "auto"
     rigid: bool = True
     affine: bool = True
-    encoders: tuple[tuple[str, float], ...] = (("medsam-lite", 0.15), ("mind", 1.0))
+    deformable: bool = True
+    encoders: tuple[tuple[str, float], ...] = (("mind", 1.0),)
     planes: tuple[PlaneName, ...] = ("axial",)
     slice_gap_mm: float = 10.0
     encoder_pixels: int = 0

@@ -22,8 +22,6 @@ from scipy import ndimage, special
 
 _WEIGHTS = [parent / "shared" / "weights" for parent in Path(__file__).parents]
 PUBLISHED = next((place for place in _WEIGHTS if place.is_dir()), None)
-    (p / "shared" / "weights" for p in Path(__file__).parents if (p / "shared" / "weights").is_dir()), None
-)
 
 
 @pytest.fixture(autouse=True)

@@ -355,3 +355,15 @@ def test_a_malformed_record_stops_nothing(tmp_path, monkeypatch, text):
     assert not state["licence_accepted"] and state["sha256"] == ""
     store.write_record(store.entry("medsam-lite"), sha256="abc")
     assert json.loads((tmp_path / "medsam-lite" / store.RECORD).read_text()) == {"sha256": "abc"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
+def test_a_report_names_files_whose_names_are_no_text(tmp_path, fake_registration):
+    from FoundationRegLib.app import cli
+
+    for name in (b"fixed\xff.nii", b"moving\xfe.nii"):
+        sitk.WriteImage(blob_image(), str(tmp_path / "a.nii"))
+        os.rename(tmp_path / "a.nii", os.fsencode(tmp_path) + b"/" + name)
+    images = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in (b"fixed\xff.nii", b"moving\xfe.nii")]
+    assert cli.main(["register", *images, "-e", "mind", "-o", str(tmp_path / "out")]) == 0
+    assert "fixed\ufffd.nii" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid
+from FoundationRegLib.app import cli
 from FoundationRegLib.encoders.box_decoder import build_box_decoder
 from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.features.box_masks import box_mask
@@ -99,7 +100,7 @@ def overlap(a, b):
 def test_the_mask_of_a_box_is_the_organ_and_not_its_neighbour(grid):
     middle = np.array([2.0, -1.0, 3.0])
     organ = egg_on(grid, middle)
-    neighbour = egg_on(grid, middle + [34.0, 0, 0], axes=(8.0, 8.0, 8.0))
+    neighbour = egg_on(grid, middle + np.array([34.0, 0, 0]), axes=(8.0, 8.0, 8.0))
     image = 0.1 + 0.8 * (organ | neighbour)
     made = box_mask(image.astype(np.float32), grid, faces_of(organ), MeanEncoder(), bright_in_box)
     assert overlap(made, organ) > 0.9
@@ -190,3 +191,25 @@ def test_a_box_around_nothing_is_refused(without_weights):
     around, nothing = np.array([[-17.0, -13, -21], [17, 13, 21]]), np.array([[30.0, 30, 30], [40, 38, 38]])
     with pytest.raises(InputError, match="The moving box holds nothing"):
         boxes.segment_boxes((image, image), (around, nothing), Settings(), torch.device("cpu"))
+
+
+def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weights, tmp_path, monkeypatch):
+    """The egg lies 18 mm off and everything else in the images says that it does not."""
+    monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    grid, shift = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0)), np.array([18.0, 0, 0])
+    around = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0))
+    corners = np.array([[-17.0, -13, -21], [17, 13, 21]])
+    command = ["register"]
+    for side, middle in (("fixed", np.zeros(3)), ("moving", shift)):
+        image = 250.0 * around + 650.0 * egg_on(grid, middle)
+        sitk.WriteImage(image_from_array(image.astype(np.float32), grid), str(tmp_path / f"{side}.nii.gz"))
+        command.append(str(tmp_path / f"{side}.nii.gz"))
+        command += [f"--{side}-box", *(str(x) for x in (corners + middle).ravel())]
+    fast = ("levels=2", "iterations=4", "search_range_mm=0")
+    command += ["-e", "mind", "-o", str(tmp_path / "out"), *(part for item in fast for part in ("--set", item))]
+    assert cli.main(command) == 0
+    masks = {side: sitk.ReadImage(str(tmp_path / "out" / f"{side}_box_mask.nii.gz")) for side in ("fixed", "moving")}
+    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    assert boxes.overlap(masks["fixed"], masks["moving"], transform) > 0.8
+    assert boxes.overlap(masks["fixed"], masks["moving"], sitk.Transform(3, sitk.sitkIdentity)) < 0.5
+    np.testing.assert_allclose(transform.TransformPoint((0.0, 0.0, 0.0)), shift, atol=3.0)

@@ -73,6 +73,7 @@ def test_a_polite_kill_leaves_nothing(pair, monkeypatch, number):
         (["--transform", "{out}/a.h5", "--inverse-transform", "{out}/../out/a.h5"], "cannot both be written"),
         (["-o", "{out}", "--warped", "{out}/warped.nii.gz"], "cannot both be written"),
         (["--warped", "{pair}/fixed.nii.gz"], "would replace the fixed image"),
+        (["--warped", "{pair}/" + "x" * 300 + ".nii"], "the name is too long"),
     ],
 )
 def test_results_that_would_lie_on_one_another_are_refused(pair, capsys, options, words):
@@ -176,3 +177,20 @@ def test_second_ctrl_c_stops_work_that_does_not_listen(pair, monkeypatch):
     monkeypatch.setattr(pipeline, "register", deaf)
     assert register(pair, "-o", pair / "out", "-q") == 130
     assert not (pair / "out").exists()
+
+
+def test_applying_in_place_is_refused(pair, capsys):
+    image = pair / "moving.nii.gz"
+    before = image.read_bytes()
+    arguments = ["apply", pair / "fixed.nii.gz", image, "-r", pair / "fixed.nii.gz", "-o", image]
+    assert "would replace the input" in refused(capsys, *arguments)
+    assert image.read_bytes() == before
+
+
+def test_a_models_folder_that_is_a_file_is_one_sentence(pair, capsys, monkeypatch):
+    (pair / "models").write_text("a file")
+    monkeypatch.setenv("FOUNDATIONREG_MODELS", str(pair / "models"))
+    said = refused(capsys, "encoders", "import", "medsam-lite", pair / "fixed.nii.gz")
+    assert "Weights cannot be stored in the folder" in said
+    assert "too long" in refused(capsys, "encoders", "trust", "x" * 5000 + ".pt")
+    assert "not among the trusted" in refused(capsys, "encoders", "distrust", "x" * 5000)

@@ -102,8 +102,8 @@ def test_slurm_jobs_are_submitted_with_the_files_options(tmp_path, monkeypatch):
     tools = tmp_path / "tools"
     tools.mkdir()
     scripts = {
-        "sbatch": f'#!/bin/sh\ncp "$1" {tools}/submitted\nsh "$1" >{tools}/log 2>&1 &\necho $! >>{tools}/jobs\n'
-        'echo "Submitted batch job $!"\n',
+        "sbatch": f'#!/bin/sh\ncp "$1" {tools}/submitted\nsh {tools}/submitted >{tools}/log 2>&1 &\n'
+        f'echo $! >>{tools}/jobs\necho "Submitted batch job $!"\n',
         "scancel": "#!/bin/sh\nkill $1\n",
     }
     for name, text in scripts.items():

@@ -131,7 +131,11 @@ def test_advice_on_one_pair_on_folding_and_on_failure():
     assert "nothing to advise" in advice(Numbers([failed("a", "mind")]), SETTINGS)
     assert "MIND alone was not among" in advice(Numbers(cohort(8)), {"mind": SETTINGS["other"], **{"other": {}}})
     lost = [{**r, "dice": 0.55} for r in cohort(8)]
-    assert advice(Numbers(lost), SETTINGS).startswith("No variant is better than the linear alignment")
+    assert advice(Numbers(lost), SETTINGS).startswith("No variant is better than the linear part alone: Dice 0.600")
+    astray = [{**r, "dice": 0.3, "dice_linear": 0.2} for r in cohort(8)]
+    sentence = advice(Numbers(astray), SETTINGS)
+    assert sentence.startswith("No variant is better than the images as they lie: Dice 0.500")
+    assert "linear part goes wrong (0.200)" in sentence and "start=none" in sentence
     similar = [row("p", "mind", nmi=1.3, nmi_before=1.1)]
     assert "no proof" in advice(Numbers(similar), SETTINGS)
 
@@ -188,6 +192,8 @@ def test_the_report_is_one_offline_page_with_the_worst_first(tmp_path):
     assert all((tmp_path / link).is_file() for link in parser.links)
     assert "Fälle & <mehr>" in text and "It <broke>." in text and advice(Numbers(rows), SETTINGS) in text
     assert not re.search(r"https?://|@import|url\(", page), "nothing is fetched"
+    proven = {c.metric for c in Numbers(rows).comparisons() if c.p_holm < 0.05}
+    assert proven == {"dice"} and page.count('<td class="n best">') == 1 + len(proven), "the best Dice, and its test"
     cases = re.findall(r'<div class="case">\s*<figcaption><b>(\w+)</b>', page)
     order = sorted((r for r in rows[:24] if r["variant"] == "other"), key=lambda r: r["dice"])
     assert cases == [r["id"] for r in order[:8]]

@@ -100,7 +100,7 @@ def test_demo_prints_its_table_and_leaves_a_report(tissues, case, tmp_path, monk
     out = capsys.readouterr().out
     rows = [
         next(line for line in out.splitlines() if line.strip().startswith(name))
-        for name in ("as the images lie", "affine only", "MIND alone", "default")
+        for name in ("as the images lie", "affine only", "default (MIND alone)", "with MedSAM-Lite")
     ]
     assert all("mm" in row for row in rows) and str(tmp_path / "out" / "report.html") in out.replace("\n", "")
     written = {path.name for path in (tmp_path / "out").iterdir()}

@@ -38,7 +38,8 @@ def test_loading_the_panel_imports_nothing_that_slicer_does_not_bring():
 
 
 def test_every_widget_that_the_code_names_exists_in_the_ui_file():
-    names = {widget.get("name") for widget in ElementTree.parse(UI_FILE).iter("widget")}
+    files = UI_FILE.parent.glob("*.ui")
+    names = {widget.get("name") for file in files for widget in ElementTree.parse(file).iter("widget")}
     used = set()
     for path in [MODULE, *LIBRARY.rglob("panel/*.py")]:
         used |= set(re.findall(r"\bui\.(\w+)", path.read_text(encoding="utf-8")))
@@ -69,8 +70,8 @@ def test_the_panel_works_without_torch(panel, bench, monkeypatch):
     from FoundationRegLib.slicer.panel import dependencies
 
     monkeypatch.setattr(dependencies, "torch_version", lambda: None)
-    panel.panel._device = ""
-    panel.panel._showDevice()
+    panel.panel.device._text = ""
+    panel.panel.device._show()
     assert "not installed" in panel.ui.deviceLabel.text
     prepare(panel, bench)
     with bench.dialogs.answering("OK") as seen:

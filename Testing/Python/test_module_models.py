@@ -89,7 +89,7 @@ def test_a_program_of_ones_own_runs_only_after_a_yes_to_its_content(panel, bench
     assert ui.outputTransformSelector.currentNode() is not None
 
     path.write_bytes(b"another program")
-    panel.panel.update()
+    panel.panel.models.update()
     assert "asked before it runs" in ui.encoderStateLabel.text and ui.encoderActionButton.text == "Allow..."
     with bench.dialogs.answering("No") as seen:
         click(bench, ui.applyButton)

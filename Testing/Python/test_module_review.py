@@ -6,7 +6,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 from panel_steps import click, layers, prepare, run  # noqa: E402
-from test_slicer_nodes import add_linear, add_volume, affine, bump_on, smooth  # noqa: E402
+from test_slicer_nodes import add_linear, add_segmentation, add_volume, affine, bump_on, smooth  # noqa: E402
 
 
 @pytest.fixture
@@ -118,9 +118,20 @@ def test_before_shows_everything_under_the_transform_where_it_lay_and_moves_no_n
     transform = reviewed.ui.outputTransformSelector.currentNode()
     moving = reviewed.ui.movingSelector.currentNode()
     model = add_ball((0, 0, 0))
-    model.SetAndObserveTransformNodeID(transform.GetID())
+    mask = np.zeros(slicer.util.arrayFromVolume(moving).shape, np.uint8)
+    mask[5:15, 5:15, 5:15] = 1
+    segmentation = add_segmentation(moving, {"organ": mask})
+    segmentation.CreateDefaultDisplayNodes()
+    points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
+    points.AddControlPoint(1, 2, 3)
+    for node in (model, segmentation, points):
+        node.SetAndObserveTransformNodeID(transform.GetID())
     count = slicer.mrmlScene.GetNumberOfNodes()
     click(bench, reviewed.ui.beforeButton)
+    for node in (segmentation, points):
+        copy = slicer.mrmlScene.GetFirstNodeByName(f"{node.GetName()} before")
+        assert copy.GetDisplayNode().GetVisibility() and not node.GetDisplayNode().GetVisibility()
+        assert node.GetParentTransformNode() is transform and copy.GetParentTransformNode() is None
     assert "before" in reviewed.ui.beforeButton.text and layers() == {("fixed", "moving before")}
     assert moving.GetParentTransformNode() is transform and model.GetParentTransformNode() is transform
     copies = [slicer.mrmlScene.GetFirstNodeByName(f"{node.GetName()} before") for node in (moving, model)]
@@ -128,7 +139,8 @@ def test_before_shows_everything_under_the_transform_where_it_lay_and_moves_no_n
     assert copies[0].GetImageData() is moving.GetImageData() and copies[1].GetDisplayNode().GetVisibility()
     assert not model.GetDisplayNode().GetVisibility()
     click(bench, reviewed.ui.beforeButton)
-    assert layers() == {("fixed", "moving")} and model.GetDisplayNode().GetVisibility()
+    assert layers() == {("fixed", "moving")}
+    assert all(node.GetDisplayNode().GetVisibility() for node in (model, segmentation, points))
     assert slicer.mrmlScene.GetNumberOfNodes() == count
 
 

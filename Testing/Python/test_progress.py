@@ -55,3 +55,25 @@ def test_a_message_is_always_sent():
     for n in range(5):
         progress.update(0.1, f"step {n}")
     assert [event.message for event in events] == [f"step {n}" for n in range(5)]
+
+
+def test_time_left_follows_the_forecast_and_the_pace_of_the_stages_so_far(monkeypatch):
+    from FoundationRegLib.core import progress as module
+
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    events = []
+    progress = Progress(events.append)
+    with progress.stage("load", 0.1):
+        progress.expect({"align": 10.0, "encode": 100.0, "refine": 30.0})
+    with progress.stage("align", 0.1):
+        clock[0] += 20.0  # twice as slow as foreseen
+    assert 200 < events[-1].seconds_left < 260
+    with progress.stage("encode", 0.6):
+        clock[0] += 0.01  # its result was kept
+    assert 45 < events[-1].seconds_left < 60
+    with progress.stage("refine", 0.2):
+        for step in range(4):
+            clock[0] += 15.0
+            progress.update((step + 1) / 4, force=True)
+            assert events[-1].seconds_left == pytest.approx(15.0 * (3 - step), abs=6.0)

@@ -374,3 +374,38 @@ def test_bad_requests_are_refused_before_anything_starts(channel, pair):
         with pytest.raises(InputError, match=text):
             RegistrationJob(channel, request)
     assert not channel.waiting
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), TypeError("a bug"), MemoryError(), AttributeError("a bug")])
+def test_any_error_while_the_result_is_taken_ends_the_job_and_leaves_the_scene(channel, pair, monkeypatch, error):
+    def fail(*_arguments, **_more):
+        raise error
+
+    before = state_of_scene()
+    monkeypatch.setattr(results, "set_table", fail)
+    events = []
+    job = start(channel, pair, on_event=events.append, create_transform=True, create_volume=True)
+    with pytest.raises(FoundationRegError, match="could not be taken into the scene"):
+        job.wait()
+    assert not job.running and job.state == "failed" and events[-1]["event"] == "failed"
+    assert state_of_scene() == before
+    monkeypatch.undo()
+    assert run(channel, pair).transformNode is not None
+
+
+def test_cancels_at_any_moment_change_no_node(channel, pair):
+    import random
+
+    before = state_of_scene()
+    for n in range(12):
+        job = start(channel, pair, preview=bool(n % 2), create_volume=True)
+        end = time.monotonic() + random.Random(n).uniform(0, 0.2)
+        while job.running and time.monotonic() < end:
+            channel.pump()
+            time.sleep(0.005)
+        (job.cancel if n % 6 == 0 else job.stop_softly)()
+        try:
+            job.wait()
+            before = state_of_scene()  # it was done before the wish arrived: its nodes belong there
+        except Cancelled:
+            assert state_of_scene() == before

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 slicer = pytest.importorskip("slicer")
 import vtk  # noqa: E402
-from FoundationRegLib.app import worker  # noqa: E402
+from FoundationRegLib.app import exchange  # noqa: E402
 from FoundationRegLib.errors import InputError  # noqa: E402
 from FoundationRegLib.slicer.scene import nodes, results  # noqa: E402
 
@@ -90,8 +90,8 @@ def bump_on(grid, height=6.0):
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
 def test_volume_reaches_the_worker_where_slicer_shows_it(tmp_path, geometry, dtype):
     node = add_volume(smooth(dtype=dtype), geometry)
-    sent = worker.save_array(tmp_path / "a.npy", nodes.volume_array(node), nodes.volume_grid(node))
-    image, expected = worker.load_image(sent), as_image(node)
+    sent = exchange.save_array(tmp_path / "a.npy", nodes.volume_array(node), nodes.volume_grid(node))
+    image, expected = exchange.load_image(sent), as_image(node)
     assert image.GetPixelID() == expected.GetPixelID() and image.GetSize() == expected.GetSize()
     for index in ((0, 0, 0), (17, 3, 9), (4, 15, 13)):
         assert image[index] == expected[index]
@@ -121,7 +121,7 @@ def ijk_to_ras(node):
     [
         (lambda: None, "Choose a fixed volume"),
         (lambda: slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "hollow"), "'hollow' has no image data"),
-        (lambda: add_volume(np.zeros((4, 5, 6, 3), np.uint8), class_name="vtkMRMLVectorVolumeNode"), "colour"),
+        (lambda: add_volume(np.zeros((4, 5, 6, 3), np.uint8), class_name="vtkMRMLVectorVolumeNode"), "color or vector"),
         (lambda: add_volume(np.zeros((1, 5, 6), np.uint8), name="flat"), "single slice"),
     ],
 )

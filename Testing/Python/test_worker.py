@@ -12,7 +12,7 @@ import fake_register
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from FoundationRegLib.app import worker
+from FoundationRegLib.app import exchange
 from FoundationRegLib.core.grid import Grid
 from FoundationRegLib.slicer.client.process import PACKAGE_FOLDER, WorkerProcess
 
@@ -74,7 +74,7 @@ def test_images_cross_the_border_with_their_place(tmp_path):
     versor = sitk.VersorTransform((0.3, 0.5, -0.2), 0.7).GetMatrix()
     image.SetDirection((np.reshape(versor, (3, 3)) @ np.diag([1, -1, 1])).ravel().tolist())
     image[3, 4, 5] = -77
-    back = worker.load_image(worker.save_image(tmp_path / "a.npy", image))
+    back = exchange.load_image(exchange.save_image(tmp_path / "a.npy", image))
     assert back.GetPixelID() == sitk.sitkInt16 and back[3, 4, 5] == -77
     for index in ((0, 0, 0), (9, 2, 5), (3, 7, 1)):
         np.testing.assert_allclose(
@@ -87,13 +87,14 @@ def test_transforms_cross_the_border(tmp_path):
     matrix[:3] = [[1.1, 0.1, 0, 4], [0, 0.9, 0.2, -2], [0.1, 0, 1, 7]]
     point = np.array([3.0, -5.0, 8.0])
     np.testing.assert_allclose(
-        worker.load_transform({"matrix": matrix.tolist()}).TransformPoint(point), matrix[:3, :3] @ point + matrix[:3, 3]
+        exchange.load_transform({"matrix": matrix.tolist()}).TransformPoint(point),
+        matrix[:3, :3] @ point + matrix[:3, 3],
     )
     grid = Grid((6, 8, 10), AFFINE)
     inside = grid.points((2.5, 3.0, 4.0))
     field = np.zeros((*grid.shape, 3), np.float32)
     field[...] = (1, -2, 3)
-    transform = worker.load_transform(worker.save_array(tmp_path / "field.npy", field, grid))
+    transform = exchange.load_transform(exchange.save_array(tmp_path / "field.npy", field, grid))
     np.testing.assert_allclose(transform.TransformPoint(inside), inside + np.array([1, -2, 3]), atol=1e-5)
 
 

@@ -83,7 +83,7 @@ def run(
     from ..registration.pipeline import choose_device
     from ..settings import Settings
     from .batch_console import batch_progress
-    from .commands import require_encoders as fetch_encoders
+    from .encoder_commands import require_encoders as fetch_encoders
 
     if args.workers is not None and args.workers < 0:
         raise InputError(f"--workers must not be negative, not {args.workers}.")

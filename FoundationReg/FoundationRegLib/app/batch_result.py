@@ -20,7 +20,7 @@ from ..images.writing import write_transform
 from ..registration.pipeline import register
 from ..reporting import views
 from ..settings import Settings
-from .commands import plain, write_results
+from .result_files import plain, write_results
 
 # Points at which there and back again is measured.
 _CONSISTENCY_POINTS = 2000
@@ -92,17 +92,22 @@ class _Inside:
 def picture(result, initial: sitk.Transform | None = None) -> np.ndarray:
     """RGB (rows, columns, 3) in 0..1: three planes side by side, both images in one before (above) and after."""
     windows = views.grey_window(result.fixed), views.grey_window(result.moving)
-    columns = []
+    rows: list[list[np.ndarray]] = [[], []]
     for plane in views.planes_of(result.fixed):
         fixed = views.grey(plane.sample(result.fixed), windows[0])
-        moved = (
-            views.grey(plane.sample(result.moving, transform), windows[1]) for transform in (initial, result.transform)
-        )
-        rows = [views.composite(fixed, one) for one in moved]
-        gap = np.zeros((_GAP_PIXELS, rows[0].shape[1], 3))
-        columns.append(np.concatenate([rows[0], gap, rows[1]]))
-    height = max(column.shape[0] for column in columns)
-    padded = [np.pad(c, [(0, height - c.shape[0]), (0, _GAP_PIXELS), (0, 0)]) for c in columns]
+        for row, transform in zip(rows, (initial, result.transform), strict=True):
+            row.append(views.composite(fixed, views.grey(plane.sample(result.moving, transform), windows[1])))
+    height = max(one.shape[0] for one in rows[0])
+    return np.concatenate([_side_by_side(row, height) for row in rows])[:-_GAP_PIXELS]
+
+
+def _side_by_side(pictures: list[np.ndarray], height: int) -> np.ndarray:
+    """``pictures`` in the middle of black rows of ``height``, with gaps to the right and below."""
+    padded = []
+    for one in pictures:
+        above = (height - one.shape[0]) // 2
+        below = height - one.shape[0] - above + _GAP_PIXELS
+        padded.append(np.pad(one, [(above, below), (0, _GAP_PIXELS), (0, 0)]))
     return np.concatenate(padded, axis=1)[:, :-_GAP_PIXELS]
 
 

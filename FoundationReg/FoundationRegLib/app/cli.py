@@ -6,6 +6,7 @@ Nothing heavy is imported until a command really needs it, so that help and mist
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -41,6 +42,15 @@ FILE_ROLES = {
 }
 
 
+# Where the function of a command is, if not in `commands`.
+_MODULES = {
+    "encoders": "encoder_commands",
+    "batch": "batch_commands",
+    "compare": "batch_commands",
+    "sequence": "batch_commands",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
@@ -60,9 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         require_files(args)
-        from . import commands
-
-        getattr(commands, args.command)(args)
+        module = importlib.import_module(f".{_MODULES.get(args.command, 'commands')}", __package__)
+        getattr(module, args.command)(args)
         return 0
     except FoundationRegError as error:
         complain(str(error))

@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..core.formats import WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES
-from ..errors import InputError, WeightsError
+from ..errors import InputError
 from .cli import FILE_ROLES
+from .encoder_commands import require_encoders
+from .result_files import RESULT_FILES, plain, write_results
 
 TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
+
+
 POINT_FILES = (".csv", ".fcsv", ".json")
-RESULT_FILES = ("transform.h5", "warped.nii.gz", "jacobian.nii.gz", "warped_labels.nii.gz", "report.html",
-                "result.json")  # fmt: skip
+
+
 GUIDES = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
     *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
@@ -39,7 +42,7 @@ def register(args: argparse.Namespace) -> None:
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
     if bool(args.fixed_box) != bool(args.moving_box):
         raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
-    require_separate_files(args, single_files)
+    require_separate_files(args, single_files, args.output)
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet)
     folders = [Path(args.output)] if args.output else []
@@ -71,17 +74,19 @@ def register(args: argparse.Namespace) -> None:
         print_result(result, places)
 
 
-def require_separate_files(args: argparse.Namespace, single_files: dict[str, str | None]) -> None:
-    """Raise `InputError` where two results would be one file, or a result would replace an input."""
-    from ..core.files import absolute
+def require_separate_files(args: argparse.Namespace, files: dict[str, str | None], folder: str | None = None) -> None:
+    """Raise `InputError` where two results, ``files`` and those in ``folder``, would be one file, or a result would
+    replace an input or a folder."""
+    from ..core.files import absolute, require_place
 
-    places = {what: absolute(file) for what, file in single_files.items() if file}
-    if args.output:
-        places |= {name: absolute(Path(args.output) / name) for name in RESULT_FILES}
+    places = {what: absolute(file) for what, file in files.items() if file}
+    if folder:
+        places |= {name: absolute(Path(folder) / name) for name in RESULT_FILES}
     seen: dict[Path, str] = {}
     for what, place in places.items():
         if place in seen:
             raise InputError(f"The {seen[place]} and the {what} cannot both be written to {place}.")
+        require_place(place)
         seen[place] = what
     for name, role in FILE_ROLES.items():
         given = getattr(args, name, None)
@@ -107,62 +112,6 @@ def chosen_settings(args: argparse.Namespace):
     return Settings.from_preset(args.preset, **changes)
 
 
-def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = False) -> None:
-    """Raise for an unknown encoder, for missing weights, unless ``download`` allows to fetch them now, and for a
-    program of the user's own that is not trusted."""
-    from ..encoders.anatomy_loading import own_description
-    from ..weights import store
-    from ..weights.catalogue import entry, own_model
-
-    names = [name for name, _ in settings.encoders]
-    if settings.anatomy:
-        if own := own_description(settings.anatomy):
-            agree_to_run(own.file, trust_model)
-        else:
-            names.append(settings.anatomy)
-    for name in names:
-        if path := own_model(name):
-            agree_to_run(path, trust_model)
-            continue
-        item = entry(name)
-        state = store.status(item)
-        if state["ready"]:
-            continue
-        by_hand = state["needs"] == "file"
-        if by_hand or not download:
-            hint = "" if by_hand else f"{facts_of(item)}, or add --download"
-            raise WeightsError(f"The weights of {item.title} are not on this computer: {store.how_to_get(item)}{hint}")
-        agree_to_licence(item, False)
-        fetch(item.id, quiet)
-
-
-def agree_to_run(path: Path, trusted: bool) -> None:
-    """Ask before a TorchScript file runs, unless its content was trusted before. Raises `InputError` without a yes."""
-    from ..weights import trust
-
-    path = trust.checked(path)
-    if trust.is_trusted(path):
-        return
-    shown = trust.digest(path)
-    question = trust.question(path, shown)
-    if not trusted:
-        if not sys.stdin.isatty():
-            raise InputError(f"{question} If you trust where it comes from, add --trust-model.")
-        if not said_yes(f"{question}\nDo you trust where it comes from, and may it run? [y/N] "):
-            raise InputError(f"{path} was not run.")
-    trust.trust(path, shown)
-
-
-def said_yes(question: str) -> bool:
-    return input(question).strip().lower() in ("y", "yes")
-
-
-def facts_of(item) -> str:
-    """Size and licence of an entry's weights in brackets, as far as they are known."""
-    facts = [f"{item.weights.bytes / 1e6:,.0f} MB"] * bool(item.weights.bytes) + [item.licence] * bool(item.licence)
-    return f" ({', '.join(facts)})" if facts else ""
-
-
 def require_suffix(what: str, file: str | None, suffixes: tuple[str, ...]) -> None:
     if file and not file.lower().endswith(suffixes):
         raise InputError(f"The {what} cannot be written as {file}; use one of {' '.join(suffixes)}.")
@@ -172,82 +121,10 @@ def parent_of(file: str) -> Path:
     return Path(file).expanduser().absolute().parent
 
 
-def write_results(result, fixed: str, moving: str, folder: Path, outputs, progress, initial=None) -> None:
-    """Every file of a registration for ``folder``, into the places that ``outputs`` gives.
-
-    ``fixed`` and ``moving`` are the images' paths, ``initial`` the initial transform, for the report.
-    """
-    from ..images.writing import write_image, write_transform
-    from ..reporting.report import write_report
-
-    write_transform(result.transform, outputs.path(folder / "transform.h5"))
-    progress.update(0.2)
-    write_image(result.warped, outputs.path(folder / "warped.nii.gz"))
-    write_image(result.jacobian(), outputs.path(folder / "jacobian.nii.gz"))
-    if result.warped_labels is not None:
-        write_image(result.warped_labels, outputs.path(folder / "warped_labels.nii.gz"))
-    elif (folder / "result.json").exists():  # an earlier run's labels would be taken for this one's
-        outputs.drop(folder / "warped_labels.nii.gz")
-    write_segmentations(result, folder, outputs)
-    progress.update(0.5)
-    write_report(result, outputs.path(folder / "report.html"), Path(fixed).name, Path(moving).name, initial)
-    record = {
-        "foundationreg": __version__,
-        "fixed": str(fixed),
-        "moving": str(moving),
-        "quality": result.quality,
-        "warnings": result.warnings,
-        "metrics": result.metrics,
-        "record": result.record,
-        "files": [place.name for place in outputs.places],
-    }
-    text = json.dumps(plain(record), indent=2, allow_nan=False)
-    outputs.path(folder / "result.json").write_text(text + "\n", encoding="utf-8")
-
-
-def write_segmentations(result, folder: Path, outputs) -> None:
-    """Predicted regions and the boxes' masks of both images; an earlier run's are deleted where there are none now."""
-    from ..images.writing import write_image
-
-    regions, masks = result.regions, result.box_masks
-    found: dict[str, Any] = {}
-    for n, side in enumerate(("fixed", "moving")):
-        found[f"{side}_predicted.nii.gz"] = getattr(regions, side).labels if regions else None
-        found[f"{side}_box_mask.nii.gz"] = masks[n] if masks else None
-    for name, image in found.items():
-        if image is not None:
-            write_image(image, outputs.path(folder / name))
-        elif (folder / "result.json").exists():
-            outputs.drop(folder / name)
-    names = folder / "predicted_names.json"
-    if regions:
-        content = {
-            "network": regions.network,
-            "note": "Predicted by a network, not drawn by a person.",
-            "believed": regions.believed,
-            "names": {str(number): name for number, name in enumerate(regions.fixed.names, 1)},
-        }
-        outputs.path(names).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    elif (folder / "result.json").exists():
-        outputs.drop(names)
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it; what is not a finite number becomes None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
 def apply(args: argparse.Namespace) -> None:
     points = args.input.lower().endswith(POINT_FILES)
     require_suffix("result", args.output, POINT_FILES if points else WRITABLE_IMAGE_SUFFIXES)
+    require_separate_files(args, {"result": args.output})
     if points and args.labels:
         raise InputError("--labels is for images, and the input holds points.")
     if not points and not args.reference:
@@ -320,89 +197,6 @@ def evaluate(args: argparse.Namespace) -> None:
         output().print(metrics_table(**scores))
 
 
-def encoders(args: argparse.Namespace) -> None:
-    from ..weights import store, trust
-    from ..weights.catalogue import catalogue, entry
-
-    if args.action == "list":
-        from .console import print_encoders
-
-        states = [store.status(item) for item in catalogue().values()]
-        print_encoders(states, store.models_folder(), [facts["file"] for facts in trust.trusted().values()])
-        return
-    if args.action in ("trust", "distrust"):
-        trust_or_not(args.model, args.action == "trust")
-        return
-    if args.action == "verify":
-        verify([entry(args.id)] if args.id else [item for item in catalogue().values() if store.installed(item)])
-        return
-    item = entry(args.id)
-    if args.action == "download":
-        if not store.status(item)["ready"]:
-            agree_to_licence(item, args.accept_licence)
-            fetch(item.id)
-        print(f"{item.title} is ready.")
-    elif args.action == "import":
-        print(f"{item.title} is ready: {store.import_file(item.id, args.input)}")
-    else:
-        store.remove(item.id)
-        print(f"The weights of {item.title} were removed.")
-
-
-def verify(items: list) -> None:
-    """Read the weights of ``items`` again. Raises `WeightsError` at the end when some are not what they were."""
-    from ..weights import store
-
-    wrong = []
-    for item in items:
-        try:
-            digest = store.verify(item.id)
-            print(f"{item.title}: SHA256 {digest}, as {store.status(item)['hash'] or 'recorded'}.")
-        except WeightsError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise WeightsError(" ".join(wrong))
-
-
-def trust_or_not(model: str, yes: bool) -> None:
-    """Remember or forget that the user trusts a TorchScript file, for every later run with this folder of weights."""
-    from ..weights import trust
-
-    if not yes:
-        trust.distrust(model)
-        print(f"{model} will not be run any more.")
-        return
-    path = trust.checked(model)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; it is only read, never run, and needs no trust.")
-    print(f"{path} (SHA256 {trust.keep(path)}) may run: --encoder {path}")
-
-
-def agree_to_licence(item, accepted: bool) -> None:
-    """Ask once before weights with a licence beyond the usual open ones are fetched. Raises `WeightsError`."""
-    from ..weights import store
-
-    if accepted or item.weights is None or item.licence in store.OPEN_LICENCES or store.licence_accepted(item):
-        return
-    about = f"{item.title}{facts_of(item)} has the licence {item.licence or 'unknown'}"
-    about += f", see {item.licence_url}" if item.licence_url else ""
-    if not sys.stdin.isatty():
-        raise WeightsError(f"{about}; to agree: foundationreg encoders download {item.id} --accept-licence")
-    if not said_yes(f"{about}.\nDo you agree, and shall it be downloaded? [y/N] "):
-        raise WeightsError(f"The weights of {item.title} were not downloaded.")
-
-
-def fetch(id: str, quiet: bool = False) -> None:
-    """Download the weights of one encoder, whose licence the user agreed to where it asks for that, with a progress
-    bar."""
-    from ..weights import store
-    from ..weights.catalogue import entry
-    from .console import progress_bar
-
-    with progress_bar(quiet) as progress:
-        store.download(id, accept_licence=entry(id).licence not in store.OPEN_LICENCES, progress=progress)
-
-
 def presets(args: argparse.Namespace) -> None:
     from ..settings import Settings, preset_names, read_preset
 
@@ -418,21 +212,3 @@ def demo(args: argparse.Namespace) -> None:
     from .demo import run
 
     run(Path(args.output))
-
-
-def batch(args: argparse.Namespace) -> None:
-    from .batch_commands import batch
-
-    batch(args)
-
-
-def compare(args: argparse.Namespace) -> None:
-    from .batch_commands import compare
-
-    compare(args)
-
-
-def sequence(args: argparse.Namespace) -> None:
-    from .batch_commands import sequence
-
-    sequence(args)

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from ..core.files import printable
 from ..core.progress import Event, Progress
 from ..evaluation.titles import METRICS, metric_text
 
@@ -116,7 +117,7 @@ def print_result(result, places: list[Path]) -> None:
     for warning in result.warnings:
         console.print(Text(f"Warning: {warning}", "yellow"))
     for place in places:
-        console.print(Text(f"  {place}", "dim"), soft_wrap=True)
+        console.print(Text(f"  {printable(place)}", "dim"), soft_wrap=True)
 
 
 def print_encoders(entries: list[dict[str, Any]], folder: Path, trusted: list[str]) -> None:

@@ -31,8 +31,9 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry
 from ..weights.wheels import download_wheel, sha256, take_member
-from .commands import facts_of, write_results
 from .console import output, progress_bar
+from .encoder_commands import facts_of
+from .result_files import write_results
 
 PACKAGE = "nilearn==0.14.1"
 PACKAGE_SHA256 = "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a"
@@ -147,28 +148,28 @@ def fetch_data(progress: Progress) -> dict[str, Path]:
 def run(folder: Path) -> None:
     """Register the demo's case in several ways, print how well that went, and leave everything in ``folder``."""
     console = output()
-    settings = Settings.from_preset("default")
-    announce_downloads(console, settings)
+    settings, foundation = Settings.from_preset("default"), Settings.from_preset("foundation")
+    announce_downloads(console, foundation)
     with Outputs(folder) as outputs, progress_bar() as progress:
         with progress.stage("prepare the demo", 0.1):
-            for name, _ in settings.encoders:
+            for name, _ in foundation.encoders:
                 if entry(name).weights is not None:
                     store.download(name, progress=progress)
             paths = fetch_data(progress)
             case = make_case(*(sitk.ReadImage(str(paths[name])) for name in ("t1", "gm", "wm")))
             write_case(case, folder, outputs)
-        with progress.stage("MIND alone", 0.3):
-            alone, alone_seconds = timed(case, settings.replace(encoders="mind"), progress)
-        with progress.stage("default", 0.55):
-            result, seconds = timed(case, settings, progress)
+        with progress.stage("default: MIND", 0.3):
+            default, default_seconds = timed(case, settings, progress)
+        with progress.stage("with a foundation encoder", 0.55):
+            result, seconds = timed(case, foundation, progress)
         with progress.stage("write the results", 0.05):
             images = (str(folder / name) for name in ("fixed.nii.gz", "moving.nii.gz"))
             write_results(result, *images, folder, outputs, progress)
     rows = {
         "as the images lie": (result.metrics["before"], 0.0),
         "affine only": (result.metrics["linear"], linear_seconds(result)),
-        "MIND alone": (alone.metrics["after"], alone_seconds),
-        "default": (result.metrics["after"], seconds),
+        "default (MIND alone)": (default.metrics["after"], default_seconds),
+        "with MedSAM-Lite": (result.metrics["after"], seconds),
     }
     console.print(table(rows))
     console.print(Text(result.quality))
@@ -213,5 +214,7 @@ def table(rows: dict[str, tuple[dict, float]]) -> Table:
     for name, (scores, seconds) in rows.items():
         keys = ("tre_mm", "tre_p95_mm", "dice", "folded_percent")
         took = f"{seconds:.0f} s" if seconds else "–"
-        table.add_row(name, *[metric_text(key, scores[key]) for key in keys], took, style="bold" * (name == "default"))
+        table.add_row(
+            name, *[metric_text(key, scores[key]) for key in keys], took, style="bold" * name.startswith("default")
+        )
     return table

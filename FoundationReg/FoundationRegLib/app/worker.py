@@ -9,12 +9,18 @@ Requests ``{"id": 1, "command": ...}``:
         ``exclude_moving``, ``fixed_labels``, ``moving_labels`` (each ``{"array": FILE.npy, "affine": 4x4}`` with the
         affine of `grid.Grid`, or a path), ``fixed_points``, ``moving_points`` (lists of LPS points),
         ``initial_transform`` (``{"matrix": 4x4}`` or ``{"array": ..., "affine": ...}``, LPS), ``settings``,
-        ``preview`` (send coarse fields), ``folder`` (where the result's arrays go).
-    finish, cancel: ``target``, the id of a register request. They act at once, between two steps of the work.
+        ``preview`` (send coarse fields), ``volume`` (to get the moving image on the fixed grid: ``interpolation``,
+        ``background``, ``type``), ``folder`` (where the result's arrays go).
+    probe: ``run`` (the id of the last register request), ``point`` (LPS), ``side``, ``encoder``: what it sees there.
+        correct: ``run`` and ``pairs`` (``{"fixed", "moving", "active"}``, LPS): the transform that obeys them.
+        refine: ``run`` and ``corners`` (n, 3): the box around them on a finer grid.
+        measure: ``run``: the metrics of the transform as it is now. They need what the run left in memory.
+    finish, cancel: ``target``, the id of a request. They act at once, between two steps of the work.
     encoders: what the catalogue holds and what is installed. download, import, verify, remove: ``encoder``,
         ``file``.
     warm: load the libraries and describe the device. shutdown: end.
-Events ``{"id": 1, "event": ...}``: progress, preview, log, result, error. Each request ends with one result or error.
+Events ``{"id": 1, "event": ...}``: progress, preview, found, log, result, error. Each request ends with one result or
+error; ``found`` comes before it and brings the transform as soon as there is one, which the result does not repeat.
 Files named in events belong to the parent, which deletes them after reading.
 """
 
@@ -35,12 +41,13 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ..core.grid import Grid
 from ..core.memory import is_out_of_memory
 from ..core.progress import Event, Preview, Progress
-from ..errors import Cancelled, FoundationRegError, InputError
+from ..errors import Cancelled, Forgotten, FoundationRegError, InputError
 from ..settings import Settings
+from .exchange import load_image, load_transform, save_array, save_correction, save_found, save_measured, warped
 from .failure import write_log
+from .session import Session
 
 IMAGE_KEYS = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels")
 PREVIEWS_WAITING = 2
@@ -60,6 +67,7 @@ class Worker:
         self._cancelled: set[int] = set()
         self._finished: set[int] = set()
         self._cache = None
+        self._session: Session | None = None
 
     def emit(self, request: int | None, event: str, **values: Any) -> None:
         """Write one event. A parent that is gone is no error here; the reading thread notices it."""
@@ -178,9 +186,48 @@ class Worker:
                 raise
             raise InputError(f"The worker got a request that it cannot use ({type(error).__name__}).") from None
         progress.check()
-        result = register(**inputs, progress=progress, cache=self._cache)
+        sent: dict = {}
+
+        def on_found(result) -> None:
+            self._session = Session(number, result) if result.workspace is not None else None
+            if request.get("volume") is not None:
+                result.warped = warped(result, request["volume"])
+            sent.update(save_found(result, folder))
+            self.emit(number, "found", **sent)
+
+        result = register(**inputs, progress=progress, cache=self._cache, on_found=on_found)
         progress.check()
-        return save_result(result, folder)
+        if sent:
+            return save_measured(result)
+        return {**save_found(result, folder), **save_measured(result)}
+
+    def _do_probe(self, request: dict) -> dict:
+        path = Path(request.get("folder") or self.folder) / f"similarity-{time.monotonic_ns()}.npy"
+        return self._kept(request).probe(request, path)
+
+    def _do_correct(self, request: dict) -> dict:
+        folder, number = Path(request.get("folder") or self.folder), request["id"]
+
+        def on_preview(correction) -> None:
+            self.emit(number, "preview", **save_correction(correction, folder))
+
+        regions = int(request.get("regions") or 0)
+        made = self._kept(request).correct(request["pairs"], self._progress(number), on_preview, regions)
+        return save_correction(made, folder)
+
+    def _do_refine(self, request: dict) -> dict:
+        folder = Path(request.get("folder") or self.folder)
+        made = self._kept(request).refine(np.asarray(request["corners"], float), self._progress(request["id"]))
+        return save_correction(made, folder)
+
+    def _do_measure(self, request: dict) -> dict:
+        return save_measured(self._kept(request).measured(self._progress(request["id"])))
+
+    def _kept(self, request: dict) -> Session:
+        """What the run left. Raises `Forgotten` when another one has taken its place."""
+        if self._session is None or self._session.run != request.get("run"):
+            raise Forgotten("The features of this result are no longer in memory; encode again to go on.")
+        return self._session
 
     def _do_warm(self, request: dict) -> dict:
         settings = request.get("settings")
@@ -251,72 +298,6 @@ def _inputs(request: dict) -> dict[str, Any]:
         **{key: load_image(request[key]) for key in IMAGE_KEYS if request.get(key)},
         **points,
     }
-
-
-def load_image(value):
-    """A SimpleITK image from ``{"array": FILE.npy, "affine": 4x4}``; anything else (a path) is passed on."""
-    if not isinstance(value, dict):
-        return value
-    from ..images.conversion import image_from_array
-
-    array = np.load(value["array"], allow_pickle=False)
-    return image_from_array(array, Grid(array.shape[:3], value["affine"]))
-
-
-def load_transform(value):
-    """A SimpleITK transform from ``{"matrix": 4x4}`` or a displacement field; anything else is passed on."""
-    if not isinstance(value, dict):
-        return value
-    import SimpleITK as sitk
-
-    from ..images.transforms import affine_transform
-
-    if "matrix" in value:
-        return affine_transform(value["matrix"])
-    return sitk.DisplacementFieldTransform(sitk.Cast(load_image(value), sitk.sitkVectorFloat64))
-
-
-def save_array(path: Path, array: np.ndarray, grid: Grid) -> dict:
-    """Write ``array`` and describe it as `load_image` reads it. The file appears whole or not at all."""
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as stream:
-        np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    os.replace(partial, path)
-    return {"array": str(path), "affine": grid.affine.tolist()}
-
-
-def save_image(path: Path, image) -> dict:
-    """Write a SimpleITK image as `save_array` does."""
-    import SimpleITK as sitk
-
-    from ..images.conversion import grid_of
-
-    array = sitk.GetArrayViewFromImage(image)
-    return save_array(path, array.astype(np.float32) if array.dtype == np.float64 else array, grid_of(image))
-
-
-def save_result(result, folder: Path) -> dict:
-    """Write the arrays of a `registration.Registration` to ``folder`` and say where they are."""
-    answer = {
-        "transform": save_image(folder / "transform.npy", result.transform.GetDisplacementField()),
-        "warped": save_image(folder / "warped.npy", result.warped),
-        "metrics": result.metrics,
-        "record": result.record,
-        "quality": result.quality,
-        "loss": result.loss,
-        "warnings": list(result.warnings),
-        "features": {},
-    }
-    for name in ("uncertainty", "warped_labels"):
-        image = getattr(result, name)
-        if image is not None:
-            answer[name] = save_image(folder / f"{name}.npy", image)
-    for count, (encoder, pair) in enumerate(result.features.items()):
-        answer["features"][encoder] = {
-            side: save_array(folder / f"features-{count}-{side}.npy", array, result.feature_grid)
-            for side, array in pair.items()
-        }
-    return answer
 
 
 def describe_device(name: str = "auto") -> dict:

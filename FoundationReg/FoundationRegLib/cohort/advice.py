@@ -28,8 +28,8 @@ def advice(numbers: Numbers, settings: dict[str, dict]) -> str:
     order = numbers.ranking()
     best = order[0]
     value = _text(metric, float(np.nanmean(numbers.values(best, metric.key, pairs))))
-    if unhelped := _no_better_than_linear(numbers, metric, best, pairs):
-        return f"{unhelped} Look at the worst cases, give masks or an initial transform, or use the linear part alone."
+    if sentence := _no_better_than_start(numbers, metric, best, pairs):
+        return sentence
     start = _from_start(numbers, metric, best, pairs)
     parts = [f"Use {best}: {metric.title} {value}{start} on {_count(pairs)}"]
     baselines = [name for name in order if is_mind_alone(settings.get(name, {}))]
@@ -56,24 +56,33 @@ def advice(numbers: Numbers, settings: dict[str, dict]) -> str:
     return "; ".join(parts) + "."
 
 
-def _no_better_than_linear(numbers: Numbers, metric: Metric, best: str, pairs: list[str]) -> str:
-    after = numbers.values(best, metric.key, pairs)
-    for end, words in (("_linear", "the linear alignment"), ("_before", "the images as they lie")):
-        earlier = numbers.values(best, metric.key + end, pairs)
-        if not np.isfinite(earlier).any():
-            continue
-        gain = metric.better * float(np.nanmean(after - earlier))
-        if gain <= 0:
-            return (
-                f"No variant is better than {words}: {metric.title} {_text(metric, float(np.nanmean(earlier)))} there, "
-                f"{_text(metric, float(np.nanmean(after)))} with the best, {best}."
-            )
-    return ""
+def _no_better_than_start(numbers: Numbers, metric: Metric, best: str, pairs: list[str]) -> str:
+    """What to do instead, where the best variant is behind the linear part alone or the images as they lie."""
+    after = _mean(numbers.values(best, metric.key, pairs))
+    before, linear = (_mean(numbers.values(best, metric.key + end, pairs)) for end in ("_before", "_linear"))
+    starts = {"the images as they lie": before, "the linear part alone": linear}
+    known = {name: metric.better * value for name, value in starts.items() if math.isfinite(value)}
+    if not known or metric.better * after > max(known.values()):
+        return ""
+    name = max(known, key=known.get)
+    sentence = (
+        f"No variant is better than {name}: {metric.title} {_text(metric, starts[name])} there, "
+        f"{_text(metric, after)} with the best, {best}"
+    )
+    if name == "the linear part alone":
+        return f"{sentence}. Look at the worst cases, give masks, or use the linear part alone."
+    if metric.better * linear < metric.better * before:
+        sentence += f", and already the linear part goes wrong ({_text(metric, linear)})"
+    return f"{sentence}. Look at the worst cases; give initial transforms or masks, or try --set start=none."
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
 def _from_start(numbers: Numbers, metric: Metric, best: str, pairs: list[str]) -> str:
-    before = numbers.values(best, metric.key + "_before", pairs)
-    return f" (as the images lie {_text(metric, float(np.nanmean(before)))})" if np.isfinite(before).any() else ""
+    before = _mean(numbers.values(best, metric.key + "_before", pairs))
+    return f" (as the images lie {_text(metric, before)})" if math.isfinite(before) else ""
 
 
 def _ahead_of_all(numbers: Numbers, metric: Metric, order: list[str]) -> str:

@@ -125,7 +125,7 @@ def _test(comparison: Comparison) -> dict[str, Any]:
         else "–",
         "p": _p(comparison.p),
         "p_holm": _p(comparison.p_holm),
-        "clear": comparison.p_holm < 0.05,
+        "proven": comparison.p_holm < 0.05,
     }
 
 

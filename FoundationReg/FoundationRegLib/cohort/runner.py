@@ -36,10 +36,12 @@ class SomeFailed(FoundationRegError):
 class RunState:
     """How far a run is. ``running``: pair id -> (stage, fraction of the pair).
 
-    Counts are results, one for each pair and variant; ``found`` were finished before this run began.
+    Counts are results, one for each pair and variant; ``found`` were finished before this run began. ``variants``: of
+    each pair.
     """
 
     total: int
+    variants: int = 1
     found: int = 0
     done: int = 0
     failed: int = 0
@@ -50,9 +52,9 @@ class RunState:
     def fraction(self) -> float:
         return (self.found + self.done + self.failed) / self.total if self.total else 1.0
 
-    def seconds_left(self, variants: int = 1) -> float | None:
+    def seconds_left(self) -> float | None:
         """From the results of this run so far; None while there are none."""
-        under_way = sum(fraction for _, fraction in self.running.values()) * variants
+        under_way = sum(fraction for _, fraction in self.running.values()) * self.variants
         made = self.done + self.failed + under_way
         elapsed = time.monotonic() - self.started
         if made < 0.2 or elapsed < 2:
@@ -100,7 +102,7 @@ def run_batch(
         rows = _finished_rows(pairs, variants, layout, options)
         write_text(layout.root / RUN_FILE, _description(variants, options, len(pairs)))
         jobs = _jobs(pairs, variants, layout, options, run, rows)
-        state = RunState(len(pairs) * len(variants), found=len(rows))
+        state = RunState(len(pairs) * len(variants), len(variants), found=len(rows))
         found = len(rows)
         if watch:
             watch(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -40,7 +41,7 @@ def chosen_variants(
 
 
 def _name(preset: str, encoder: str, presets: int) -> str:
-    preset = preset.removesuffix(".json")
+    preset = Path(preset).stem if preset.endswith(".json") else preset
     if encoder == PRESETS_OWN:
         return preset
     return encoder if presets == 1 and preset == "default" else f"{preset} with {encoder}"
@@ -68,9 +69,8 @@ def every_variant(changes: dict[str, Any] | None = None, without: Sequence[str] 
     for name, settings in candidates:
         essence = str({**settings.to_dict(), "preset": ""})
         if essence in seen:
-            if name.startswith("preset default"):
-                place = seen[essence]
-                made[place] = variant("preset default", settings)
+            before = made[seen[essence]]
+            made[seen[essence]] = variant(f"{before.name} ({name})", Settings.from_dict(before.settings))
             continue
         if any(encoder not in ready and encoder != MIND for encoder, _ in settings.encoders):
             continue

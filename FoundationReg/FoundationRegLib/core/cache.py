@@ -28,5 +28,14 @@ class Cache:
                 self._entries.pop(next(iter(self._entries)))
         return self._entries[key]
 
+    def put(self, key: Hashable, value) -> None:
+        """Keep ``value`` as the entry of ``key``, whatever was there."""
+        self._entries.pop(key, None)
+        self.get(key, lambda: value)
+
+    def find(self, key: Hashable):
+        """The entry of ``key``, or None."""
+        return self._entries.get(key)
+
     def clear(self) -> None:
         self._entries.clear()

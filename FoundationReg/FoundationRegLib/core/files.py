@@ -82,11 +82,7 @@ class Outputs:
         place = absolute(place)
         if place in self._files:
             raise InputError(f"Two results cannot both be written to {place}; choose different names.")
-        try:
-            if place.is_dir():
-                raise InputError(f"The result cannot be written to {place}: there is a folder of that name.")
-        except OSError as error:
-            raise InputError(f"The result cannot be written to {place}: {reason(error)}.") from None
+        require_place(place)
         self._files[place] = self._staging[place.parent] / place.name
         return self._files[place]
 
@@ -157,6 +153,15 @@ class Outputs:
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def require_place(place: str | os.PathLike) -> None:
+    """Raise `InputError` when no file can be written to ``place``: a folder has that name, or no file could."""
+    try:
+        if Path(place).is_dir():
+            raise InputError(f"The result cannot be written to {place}: there is a folder of that name.")
+    except (OSError, ValueError) as error:
+        raise InputError(f"The result cannot be written to {place}: {reason(error)}.") from None
 
 
 @contextlib.contextmanager

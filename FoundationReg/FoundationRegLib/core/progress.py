@@ -12,6 +12,9 @@ import numpy as np
 from ..errors import Cancelled
 from .grid import Grid
 
+# The forecast weighs as much as so many seconds of work; stages that take less than this share of it were skipped.
+_PRIOR_SECONDS, _SKIPPED = 3.0, 0.1
+
 
 @dataclass(frozen=True)
 class Event:
@@ -56,11 +59,21 @@ class Progress:
         self._name, self._low, self._high = "", 0.0, 1.0
         self._used = 0.0
         self._last_sent = -1.0
+        self._expected: dict[str, float] = {}
+        self._open: dict[str, tuple[float, float, float]] = {}
+        self._done: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
     @property
     def wants_previews(self) -> bool:
         return self._on_preview is not None
+
+    def expect(self, seconds: dict[str, float]) -> None:
+        """Say how long stages will take, by name, as far as that can be foreseen; they must not contain each other.
+
+        What is left is told from this and from how much slower or faster the stages so far have been than foreseen.
+        """
+        self._expected, self._open, self._done = dict(seconds), {}, {}
 
     @contextmanager
     def stage(self, name: str, share: float):
@@ -73,11 +86,16 @@ class Progress:
         low = self._low + self._used * width
         self._name, self._low, self._high, self._used = name, low, min(self._high, low + share * width), 0.0
         began = time.monotonic()
+        forecast = name in self._expected and name not in self._open
+        if forecast:
+            self._open[name] = (began, self._low, self._high)
         self.update(0.0, force=True)
         try:
             yield self
             self.update(1.0, force=True)
         finally:
+            if forecast and self._open.pop(name, None):
+                self._done[name] = time.monotonic() - began
             if name != outer[0]:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             self._name, self._low, self._high, self._used = *outer[:3], min(1.0, outer[3] + share)
@@ -90,17 +108,39 @@ class Progress:
             return
         self._last_sent = now
         total = self._low + (self._high - self._low) * min(max(fraction, 0.0), 1.0)
+        self._on_event(Event(self._name, total, message, self._left(now, total)))
+
+    def _left(self, now: float, total: float) -> float | None:
+        """Seconds until the end; None while that is unknown."""
         elapsed = now - self._started
-        left = elapsed * (1 - total) / total if total > 0.02 and elapsed > 1 else None
-        self._on_event(Event(self._name, total, message, left))
+        if not self._expected:
+            return elapsed * (1 - total) / total if total > 0.02 and elapsed > 1 else None
+        remaining, foreseen, taken = 0.0, _PRIOR_SECONDS, _PRIOR_SECONDS
+        for name, expected in self._expected.items():
+            if name in self._open:
+                began, low, high = self._open[name]
+                done = min(max((total - low) / max(high - low, 1e-9), 0.0), 1.0)
+                remaining += expected * (1 - done)
+                if now - began > _SKIPPED * expected * done:
+                    foreseen, taken = foreseen + expected * done, taken + (now - began) * (done > 0)
+            elif name not in self._done:
+                remaining += expected
+            elif self._done[name] > _SKIPPED * expected:
+                # A stage whose result was kept from before says nothing about the others.
+                foreseen, taken = foreseen + expected, taken + self._done[name]
+        return remaining * taken / foreseen
 
     def preview(self, preview: Preview) -> None:
         if self._on_preview is not None:
             self._on_preview(preview)
 
+    def cancelled(self) -> bool:
+        """Whether the user wants the job to stop."""
+        return self._should_cancel is not None and self._should_cancel()
+
     def check(self) -> None:
         """Raise `Cancelled` when the user wants the job to stop."""
-        if self._should_cancel is not None and self._should_cancel():
+        if self.cancelled():
             raise Cancelled("The registration was cancelled; nothing was changed.")
 
     def finish_early(self) -> bool:

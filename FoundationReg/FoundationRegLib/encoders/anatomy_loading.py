@@ -105,7 +105,7 @@ def load_anatomy(id: str, device: str | torch.device = "cpu", progress: Progress
             own.path.stem, network, own.frame, own.classes, digest, device=target, values_per_voxel=_UNKNOWN_VALUES
         )
     item = entry(id)
-    path, digest = store.ensure(item, progress)
+    path, digest = store.ensure(item)
     network = build_anatomy(item, path)
     return AnatomyNetwork(
         id, network, Frame.from_dict(item.options["frame"]), item.options["classes"], digest, device=target,

@@ -49,8 +49,10 @@ def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, T
 
 
 def _cut(shift: Tensor, box: Box, shape: Sequence[int]) -> Tensor:
-    """``shift`` (3, ...), on the voxels of ``shape`` or on nodes of whole multiples of them over the same faces, at
-    the voxels of ``box``: what `resize` would give there."""
+    """``shift`` (3, ...) at the voxels of ``box``, as `resize` would give it there.
+
+    It lies on the voxels of ``shape`` or on a lattice of whole multiples of them over the same faces.
+    """
     stride = shape[0] // shift.shape[1]
     if stride == 1:
         return shift[(slice(None), *box)]

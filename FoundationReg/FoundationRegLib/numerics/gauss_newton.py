@@ -83,8 +83,10 @@ def gauss_newton(
     losses: list[float] = []
     for iteration in range(iterations):
         curvature, negative_gradient, loss = 0.0, 0.0, 0.0
-        velocities = [term.sign * field for term in terms]
-        flows = each(_unit_exponential, velocities, field.device) if diffeomorphic else velocities
+        flows = [field]
+        if diffeomorphic:
+            velocities = [term.sign * field for term in terms]
+            flows = each(lambda velocity: exponential(velocity, (1.0, 1.0, 1.0)), velocities, field.device)
         for term, flow in zip(terms, flows, strict=True):
             hessian, descent, value = term.linearised(flow * stride)
             curvature = curvature + hessian / len(terms)
@@ -104,11 +106,6 @@ def gauss_newton(
         if on_iteration(iteration, field * node_mm, loss) or converged:
             break
     return field * node_mm, losses
-
-
-def _unit_exponential(velocity: Tensor) -> Tensor:
-    """`exponential` of a ``velocity`` that is counted in nodes."""
-    return exponential(velocity, (1.0, 1.0, 1.0))
 
 
 def _data_terms(

@@ -41,7 +41,8 @@ class Deformation:
     ``displacement`` (3, d, h, w) in mm along the array axes of ``grid``, a coarser lattice over the pair's grid.
     ``losses``: loss curve by level. ``rasters``: encoder id -> (fixed, moving) principal components. ``weights``:
     SHA256 by encoder. ``uncertainty`` (d, h, w): estimated error in mm.
-    ``grey``: weights of grey values beside the encoders, as (locally normalised, bias-corrected).
+    ``grey``: weights of grey values beside the encoders, as (locally normalised, bias-corrected). ``pyramid``: the
+    features that were compared.
     """
 
     displacement: Tensor
@@ -51,6 +52,7 @@ class Deformation:
     weights: dict[str, str] = field(default_factory=dict)
     uncertainty: Tensor | None = None
     grey: tuple[float, float] = (0.0, 0.0)
+    pyramid: FeaturePyramid | None = None
 
 
 def deform(
@@ -71,6 +73,9 @@ def deform(
     ``on_field`` is called now and then, for previews. Raises `Cancelled`.
     """
     progress, cache = progress or Progress(), cache or Cache()
+    if not settings.deformable:
+        grid = pair.grid.with_spacing(pair.grid.extent / 2, (2, 2, 2))
+        return Deformation(torch.zeros(3, *grid.shape, device=device), grid)
     with progress.stage("encode", 0.45):
         rasters, hashes = encode_pair(pair, settings, device, progress, cache)
     pyramid = FeaturePyramid(pair, settings, device, rasters, cache)
@@ -87,7 +92,7 @@ def deform(
         field_mm, losses, grey = _refine(pyramid, field_mm, progress, on_field)
     displacement = _displacement(resize(field_mm, grid.shape), grid, settings)
     uncertainty = _uncertainty(pyramid, displacement, inconsistency, grey)
-    return Deformation(displacement, grid, losses, rasters, hashes, uncertainty, grey)
+    return Deformation(displacement, grid, losses, rasters, hashes, uncertainty, grey, pyramid)
 
 
 def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
@@ -139,11 +144,13 @@ def _refine(
             grey = _grey_weights(pyramid, field_mm, grey)
         name = f"{pyramid.spacing(factor):.3g} mm"
         with progress.stage(f"refine {name}", 1.0 / len(settings.levels)):
-            field_mm, losses[name] = _refine_level(pyramid, factor, field_mm, grey, progress, on_field)
+            field_mm, losses[name] = refine_level(pyramid, factor, field_mm, grey, progress, on_field)
+        if n == 0:
+            pyramid.cache.put(pyramid.coarse_key, (field_mm, grey))
     return field_mm, losses, grey
 
 
-def _refine_level(
+def refine_level(
     pyramid: FeaturePyramid,
     factor: int,
     field_mm: Tensor,
@@ -153,7 +160,7 @@ def _refine_level(
 ) -> tuple[Tensor, list[float]]:
     settings = pyramid.settings
     spacing, fixed_mask = pyramid.spacing(factor), pyramid.mask("fixed", factor)
-    pairs = pyramid.pairs(factor, _refining_encoders(settings), grey)
+    pairs = pyramid.pairs(factor, refining_encoders(settings), grey)
     node_grid = pyramid.grid(max(factor, METHOD.node_factor))
 
     def on_iteration(iteration: int, current: Tensor, loss: float) -> bool:
@@ -170,21 +177,21 @@ def _refine_level(
         )  # fmt: skip
     return gauss_newton(
         pairs, field_mm, spacing, fixed_mask, pyramid.mask("moving", factor),
-        nodes=node_grid.shape, regulariser=_regulariser(settings, grey), iterations=settings.iterations,
+        nodes=node_grid.shape, regulariser=regulariser_of(settings, grey), iterations=settings.iterations,
         tolerance=METHOD.tolerances[factor == min(settings.levels)],
         diffeomorphic=settings.diffeomorphic, robust=factor < max(settings.levels),
         landmark_term=landmark_term(pyramid.pair, node_grid, pyramid.device), on_iteration=on_iteration,
     )  # fmt: skip
 
 
-def _refining_encoders(settings: Settings) -> list[tuple[str, float]]:
+def refining_encoders(settings: Settings) -> list[tuple[str, float]]:
     """MIND refines, where it is among the encoders: foundation features say in the search which anatomy is meant, but
     their tokens are too coarse to place an edge, and with them the refinement got worse on every case but one."""
     fine = [(name, weight) for name, weight in settings.encoders if is_mind(name)]
     return fine or list(settings.encoders)
 
 
-def _regulariser(settings: Settings, grey: tuple[float, float]) -> Regulariser:
+def regulariser_of(settings: Settings, grey: tuple[float, float]) -> Regulariser:
     """The settings' own regulariser, and the nearer to a membrane the more bias-corrected grey values count."""
     own = Regulariser(settings.diffusion, settings.bending, float(settings.sliding))
     full = settings.grey_weight * settings.bias_corrected_weight
@@ -233,8 +240,8 @@ def _uncertainty(
     """Expected error (d, h, w) in mm on the nodes of ``displacement``."""
     factor, settings = METHOD.node_factor, pyramid.settings
     deviation = posterior_deviation(
-        pyramid.pairs(factor, _refining_encoders(settings), grey), displacement, pyramid.spacing(factor),
-        pyramid.mask("fixed", factor), _regulariser(settings, grey), pyramid.mask("moving", factor),
+        pyramid.pairs(factor, refining_encoders(settings), grey), displacement, pyramid.spacing(factor),
+        pyramid.mask("fixed", factor), regulariser_of(settings, grey), pyramid.mask("moving", factor),
         landmark_term(pyramid.pair, pyramid.grid(factor), pyramid.device),
     )  # fmt: skip
     return expected_error(deviation, resize(inconsistency[None], tuple(deviation.shape))[0])

@@ -36,7 +36,7 @@ def encode_pair(
 ) -> tuple[dict[str, RasterPair], dict[str, str]]:
     """Principal components of fixed and moving by foundation encoder, and the SHA256 of each encoder's weights."""
     foundation = [name for name, _ in settings.encoders if not is_mind(name)]
-    key = (pair.encoder_key(), encoder_options(settings, device)) if foundation else ()
+    key = (pair.encoder_key, encoder_options(settings, device)) if foundation else ()
     rasters, hashes = {}, {}
     for name in foundation:
         with progress.stage(f"encode {name}", 1 / len(foundation)):

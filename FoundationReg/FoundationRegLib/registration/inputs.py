@@ -42,6 +42,10 @@ class Inputs:
     moving_box_mask: sitk.Image | None = None
     warnings: list[str] = field(default_factory=list)
 
+    def guidance(self) -> list:
+        """All but the images and the initial transform: masks, labels and points."""
+        return [value for name, value in vars(self).items() if name not in ("fixed", "moving", "initial", "warnings")]
+
 
 def read_inputs(
     fixed: ImageLike,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,8 +32,9 @@ class Pair:
 
     def key(self) -> str:
         """Hash of everything that the features and the search depend on."""
-        return self.encoder_key() + _digest(self.fixed_mask, self.moving_mask, *(self.guides or ()))
+        return self.encoder_key + _digest(self.fixed_mask, self.moving_mask, *(self.guides or ()))
 
+    @cached_property
     def encoder_key(self) -> str:
         """Hash of everything that the encoders are shown."""
         return _digest(self.grid.affine, self.fixed, self.moving, self.fixed_body, self.moving_body)

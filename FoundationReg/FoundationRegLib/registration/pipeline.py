@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ from ..weights.catalogue import entry, own_model
 from . import boxes, linear
 from .boxes import BoxLike
 from .deformable import Deformation, deform
+from .forecast import expected_seconds
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
 from .regions import RegionPair, predict_pair, region_start
-from .result import Registration, build_result
+from .result import Registration, build_result, measure
+from .retuning import LastRun, look_ahead, remember
+from .trust import keep_supported
 
 __all__ = ["Cache", "Registration", "register"]
 
@@ -64,6 +67,7 @@ def register(
     download: bool = False,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    on_found: Callable[[Registration], None] | None = None,
 ) -> Registration:
     """Find the transform that takes fixed points to moving points.
 
@@ -79,6 +83,8 @@ def register(
         fixed_box, moving_box: around the same organ, six numbers each: x, y, z of two opposite corners in LPS mm. What
             they hold is segmented (MedSAM-Lite) and guides the start and the field like a segmentation of the user's.
         download: fetch weights that are missing; says yes to their licences. Otherwise nothing is fetched.
+        on_found: gets the result as soon as its transform is known and before anything is measured: ``warped``,
+            ``metrics`` and ``quality`` are still empty then.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
 
     Raises:
@@ -93,7 +99,8 @@ def register(
     )
     around = boxes.require_boxes(fixed_box, moving_box)
     _require_heeded(settings, guided[1], moving_mask is not None or exclude_moving is not None)
-    _require_networks(settings, download, progress)
+    if settings.deformable:
+        _require_networks(settings, download, progress)
     with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
             inputs = read_inputs(
@@ -101,10 +108,13 @@ def register(
                 exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
                 moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
             )  # fmt: skip
+            progress.expect(expected_seconds(inputs, settings, device))
         with progress.stage("segment", 0.3 if around or settings.anatomy else 0.0):
             regions = _look(inputs, around, settings, device, progress, cache)
         with progress.stage("align", 0.12):
-            key = ("linear", _content(inputs), _aligning(settings))
+            images, masks = _content(inputs.fixed, inputs.moving, inputs.initial), _content(*inputs.guidance())
+            look_ahead(cache, images, masks, inputs, settings, device, progress, _previewer)
+            key = ("linear", images, masks, _aligning(settings))
             transform, facts = cache.get(key, lambda: _align(inputs, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
@@ -112,8 +122,14 @@ def register(
             )
         pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
+        if settings.deformable:
+            remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
-            result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device, progress)
+            facts["guided"] = any(guided) or inputs.fixed_box_mask is not None
+            result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
+            if on_found is not None:
+                on_found(result)
+            measure(result, inputs, deformation, settings, progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
 
@@ -143,10 +159,10 @@ def out_of_memory_explained(device: torch.device):
         ) from None
 
 
-def _content(inputs: Inputs) -> str:
-    """Hash of everything that came in."""
+def _content(*values: Any) -> str:
+    """Hash of images, transforms and points."""
     digest = hashlib.sha256()
-    for value in vars(inputs).values():
+    for value in values:
         if isinstance(value, sitk.Image):
             digest.update(_image_content(value))
         elif isinstance(value, sitk.Transform):
@@ -235,20 +251,28 @@ def _align(
             (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
         )
     ]
-    with progress.stage("start", 0.3):
+    with progress.stage("start", 0.25):
         given = inputs.initial
         if given is None and inputs.fixed_box_mask is not None:
             given = boxes.box_start(inputs.fixed_box_mask, inputs.moving_box_mask)
-        start = linear.start_transform(*sides, settings.start, given, settings.seed, progress, settings.affine)
+        start = linear.start_transform(
+            *sides, settings.start, given, settings.seed, progress, settings.affine,
+            on_found=lambda transform: _show(transform, inputs.fixed, progress),
+        )  # fmt: skip
+        chosen = given if settings.start in ("auto", "features") else start
         if given is None and regions is not None and settings.start == "auto":
-            start = region_start(regions, start) or start
-    with progress.stage("linear", 0.7):
+            chosen = region_start(regions, start)
+            start = chosen or start
+        _show(start, inputs.fixed, progress)
+    with progress.stage("linear", 0.625):
         aligned, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+        _show(aligned, inputs.fixed, progress)
     if inputs.fixed_box_mask is not None:
         overlaps = [boxes.overlap(inputs.fixed_box_mask, inputs.moving_box_mask, t) for t in (start, aligned)]
         if overlaps[1] < overlaps[0]:
-            return start, {**facts, "kept": "start"}
-    return aligned, facts
+            aligned, facts = start, {**facts, "kept": "start"}
+    with progress.stage("check", 0.125):
+        return keep_supported(*sides, aligned, facts, chosen, progress)
 
 
 def _deform(
@@ -298,6 +322,14 @@ def _deform(
 
 def _size(pair: Pair) -> int:
     return int(np.prod(pair.grid.shape))
+
+
+def _show(transform: sitk.Transform, fixed: sitk.Image, progress: Progress) -> None:
+    """Send ``transform`` alone as a preview, if anybody watches."""
+    send = _previewer(transform, progress)
+    if send is not None:
+        grid = grid_of(fixed).with_spacing(METHOD.linear_margin_mm)
+        send("align", torch.zeros(3, *grid.shape), grid)
 
 
 def _previewer(linear: sitk.Transform, progress: Progress):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -93,6 +95,18 @@ def _similarity_mask(
     if not mask.any():
         raise InputError(f"Nothing of the {side} image is left to compare; check the masks and the initial alignment.")
     return mask
+
+
+def with_masks(pair: Pair, inputs: Inputs, linear: sitk.Transform) -> Pair:
+    """``pair`` with the masks of ``inputs``; the images and what the encoders are shown stay."""
+    masks = {}
+    for side, through in (("fixed", None), ("moving", linear)):
+        inside = validity(getattr(inputs, side), pair.grid, through)
+        body = getattr(pair, f"{side}_body")
+        masks[f"{side}_mask"] = _similarity_mask(inputs, side, body, inside, pair.grid, through)
+    made = replace(pair, **masks)
+    made.__dict__["encoder_key"] = pair.encoder_key
+    return made
 
 
 def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray:

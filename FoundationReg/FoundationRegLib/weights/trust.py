@@ -75,7 +75,10 @@ def keep(path: str | Path, shown: str = "") -> str:
 def distrust(path: str | Path) -> None:
     """Take back what `trust` remembered of this file's content, or of its place when it has changed or is gone."""
     path = Path(path).expanduser().absolute()
-    name = digest(path) if path.is_file() else ""
+    try:
+        name = digest(path) if path.is_file() else ""
+    except (OSError, ValueError):
+        name = ""
     gone = [known for known, facts in trusted().items() if known == name or facts.get("file") == str(path)]
     if not gone:
         raise InputError(f"{path} is not among the trusted models.")
@@ -102,7 +105,11 @@ def question(path: str | Path, shown: str = "") -> str:
 
 def checked(path: str | Path) -> Path:
     """The path of one's own model. Raises `InputError` when it is neither a folder nor named like TorchScript."""
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):
+        raise InputError("The model cannot be opened: its name is too long or not possible.") from None
     if not path.is_dir() and not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path} is no TorchScript file ({', '.join(SUFFIXES)}) and no transformers folder.")
     if not path.exists():

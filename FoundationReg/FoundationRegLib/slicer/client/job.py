@@ -1,16 +1,16 @@
 """One registration of nodes: send the inputs to the worker, follow it, and put the result into the scene.
 
-Until the result is there the scene is left alone, save for the live preview, which is undone. No Qt is needed; someone
-calls `Channel.pump` regularly, usually a timer.
+Until the transform is there the scene is left alone, save for the live preview, which is undone. What was measured
+follows it. No Qt is needed; someone calls `Channel.pump` regularly, usually a timer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from ... import errors
 from ...core.grid import Grid
 from ...errors import Cancelled, FoundationRegError, InputError
 from ...evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..scene import extras, nodes, results
 from ..scene.preview import LivePreview
+from .answers import as_exception, load_array
 from .channel import Channel
 from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
 
@@ -35,6 +35,8 @@ class RegistrationJob:
     """A registration that runs. ``state`` is one of running, done, failed, cancelled; ``result`` or ``error`` follows.
 
     ``on_event`` gets the worker's events as dictionaries and, last, ``{"event": "done" | "failed" | "cancelled"}``.
+    With ``{"event": "found"}`` the transform is in the scene and ``result`` is there, but not measured; from then on
+    the job can only be done: cancelling spares the measures.
     ``allow_folded`` is asked, with the share of folded voxels in percent, before landmarks or models are placed under a
     transform that folds; without it they are, with a warning.
     """
@@ -83,9 +85,17 @@ class RegistrationJob:
     def running(self) -> bool:
         return self.state == RUNNING
 
+    @property
+    def number(self) -> int | None:
+        """What the worker knows this run by; see `Session`."""
+        return self._number
+
     def cancel(self) -> None:
         """End the worker and everything that it started; every node is as it was."""
-        if self.running:
+        if self.running and self.result is not None:
+            self._channel.process.send("cancel", target=self._number)
+            self._leave_unmeasured("The result was not measured.")
+        elif self.running:
             self._channel.kill()
             self._end(CANCELLED, Cancelled(_("The registration was cancelled; nothing was changed.")))
 
@@ -147,6 +157,7 @@ class RegistrationJob:
             "preview": request.preview,
             "guide_with_labels": request.guide_with_labels,
             "guide_with_points": request.guide_with_points,
+            "volume": request.volume if request.output_volume is not None or request.create_volume else None,
             "folder": str(folder),
         }
 
@@ -171,8 +182,12 @@ class RegistrationJob:
         kind = event["event"]
         if kind == "preview":
             self._show_preview(event)
+        elif kind == "found":
+            self._take_found(event)
+        elif kind == "error" and self.result is not None:
+            self._leave_unmeasured(f"The result could not be measured: {event.get('message', '')}")
         elif kind == "error":
-            error = _as_exception(event)
+            error = as_exception(event)
             self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))
         elif kind == "result":
             self._take_result(event)
@@ -180,11 +195,11 @@ class RegistrationJob:
             self._tell(event)
 
     def _show_preview(self, event: dict) -> None:
-        path = Path(event["array"])
         try:
+            path = Path(event["array"])
             displacement = np.load(path, allow_pickle=False)
             path.unlink()
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
         if self._preview is not None:
             self._preview.show(displacement, Grid(displacement.shape[:3], event["affine"]))
@@ -200,59 +215,99 @@ class RegistrationJob:
             self._preview.restore()
             self._preview = None
 
-    def _take_result(self, event: dict) -> None:
+    def _take_found(self, event: dict) -> None:
+        self._drop_preview()
+        undo = nodes.remember_scene()
         try:
             keep = self._channel.process.keep_files
-            arrays = {key: _load(event[key], keep) for key in ("transform", "warped", "uncertainty") if event.get(key)}
+            keys = ("transform", "uncertainty", "warped")
+            arrays = {key: load_array(event.pop(key), keep) for key in keys if event.get(key)}
             features = {
-                encoder: {side: _load(value, keep) for side, value in pair.items()}
-                for encoder, pair in event.get("features", {}).items()
+                encoder: {side: load_array(value, keep) for side, value in pair.items()}
+                for encoder, pair in event.pop("features", {}).items()
             }
-            self._drop_preview()
             self.result = self._fill_scene(event, arrays, features)
-        except (OSError, ValueError, KeyError) as error:
-            self._end(FAILED, FoundationRegError(_("The result could not be read: {error}.").format(error=error)))
+        except Exception as error:  # of any kind: a job that goes on for ever would block the panel
+            undo()
+            text = _("The result could not be taken into the scene: {error}.")
+            details = traceback.format_exc()
+            self._end(FAILED, FoundationRegError(text.format(error=error or type(error).__name__)), details)
             return
+        self._tell({"event": "found"})
+
+    def _take_result(self, event: dict) -> None:
+        if event.get("transform"):
+            self._take_found(event)
+        if not self.running:
+            return
+        try:
+            self._fill_measured(event)
+        except Exception as error:
+            text = _("What was measured could not be taken into the scene: {error}.")
+            self.result.warnings.append(text.format(error=error or type(error).__name__))
+        self._end(DONE)
+
+    def _leave_unmeasured(self, sentence: str) -> None:
+        """End with what was found."""
+        self.result.warnings.append(sentence)
         self._end(DONE)
 
     def _fill_scene(self, event: dict, arrays: dict, features: dict) -> RegistrationResult:
+        """Put the transform, and what comes with it, into the scene."""
         request, scene = self.request, slicer.mrmlScene
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
         transform, volume = request.output_transform, request.output_volume
         if transform is None and (request.create_transform or (volume is None and not request.create_volume)):
-            transform = scene.AddNewNodeByClass("vtkMRMLTransformNode", scene.GenerateUniqueName(name))
+            kind = "vtkMRMLLinearTransformNode" if event.get("matrix") else "vtkMRMLTransformNode"
+            transform = scene.AddNewNodeByClass(kind, scene.GenerateUniqueName(name))
         if volume is None and request.create_volume:
             volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
-        answer = RegistrationResult(transform, volume)
-        answer.metrics, answer.record = event.get("metrics") or {}, event.get("record") or {}
-        answer.quality, answer.warnings = event.get("quality", ""), list(event.get("warnings", []))
+        answer = RegistrationResult(transform, volume, run=None if event.get("matrix") else self._number)
+        answer.record, answer.warnings = event.get("record") or {}, list(event.get("warnings", []))
+        answer.metrics = event.get("metrics") or {"after": {"folded_percent": event.get("folded_percent", 0.0)}}
         if transform is not None:
             initial, before = request.initial_node(), request.moving.GetParentTransformNode()
-            results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
+            if event.get("matrix"):
+                results.set_linear_transform(transform, np.array(event["matrix"]), request.fixed, request.moving)
+            else:
+                results.set_transform(transform, *arrays["transform"], request.fixed, request.moving)
             initial = None if initial is transform else initial
             transform.SetNodeReferenceID(results.INITIAL_ROLE, initial.GetID() if initial else None)
             if request.apply_transform:
                 answer.warnings += self._carry(transform, before, answer.folded_percent)
-        if volume is not None:
-            results.set_warped_volume(volume, *arrays["warped"], request.fixed, request.moving)
         owner = transform if transform is not None else volume
-        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.quality", event.get("quality", ""))
+        owner.SetAttribute("FoundationReg.verdict", (answer.record.get("trust") or {}).get("verdict", ""))
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         owner.SetNodeReferenceID(results.ROLE + "fixed", request.fixed.GetID())
         owner.SetNodeReferenceID(results.ROLE + "moving", request.moving.GetID())
+        if volume is not None:
+            results.set_warped_volume(
+                volume, *arrays["warped"], request.fixed, request.moving, request.volume.get("type")
+            )
         if transform is not None and volume is not None:
             transform.SetNodeReferenceID(results.ROLE + "warped", volume.GetID())
         self._fill_extras(answer, owner, name, arrays, features, event.get("loss") or {})
         answer.seconds = time.monotonic() - self._started
         return answer
 
+    def _fill_measured(self, event: dict) -> None:
+        """Put what was measured into the scene."""
+        request, answer = self.request, self.result
+        answer.metrics, answer.record = event.get("metrics") or {}, event.get("record") or {}
+        answer.quality = event.get("quality", "")
+        owner = answer.transformNode if answer.transformNode is not None else answer.volumeNode
+        if owner is None or owner.GetScene() is None:
+            return
+        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
+        owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
+        name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
+        answer.tableNode = results.set_metrics(owner, answer.metrics, self._names, name)
+
     def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
         request = self.request
-        rows = results.metric_rows(answer.metrics, self._names)
-        answer.tableNode = extras.make(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
-        titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
-        results.set_table(answer.tableNode, {"Metric": list(titles), "Before": list(before), "After": list(after)})
         if any(loss.values()):
             answer.chartNode = results.set_loss_chart(owner, loss, name)
         for kind in ("jacobian", "uncertainty"):  # of an earlier run, and no longer true
@@ -340,18 +395,3 @@ class RegistrationJob:
     def _tell(self, event: dict) -> None:
         if self._on_event is not None:
             self._on_event(event)
-
-
-def _load(value: dict, keep: bool = False) -> tuple[np.ndarray, Grid]:
-    array = np.load(value["array"], allow_pickle=False)
-    if not keep:
-        with contextlib.suppress(OSError):
-            Path(value["array"]).unlink()
-    return array, Grid(array.shape[:3], value["affine"])
-
-
-def _as_exception(event: dict) -> FoundationRegError:
-    kind = getattr(errors, str(event.get("kind")), FoundationRegError)
-    if not (isinstance(kind, type) and issubclass(kind, FoundationRegError)):
-        kind = FoundationRegError
-    return kind(event.get("message") or _("The registration failed."))

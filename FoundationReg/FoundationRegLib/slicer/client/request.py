@@ -28,6 +28,9 @@ class RegistrationRequest:
     where to match, ``exclude_fixed`` and ``exclude_moving`` mark a lesion or implant without a counterpart in the other
     volume, which shall neither shrink nor grow. Labels and points measure; ``guide_with_labels`` and
     ``guide_with_points`` let them take part in the search too.
+    ``volume``: how the output volume is made: ``interpolation`` (linear, nearest or bspline), ``background`` (a grey
+    value for what lies outside of the moving volume) and ``type`` (a numpy name such as float32); what is left out is
+    linear, the moving volume's darkest value and its type.
     ``carry``: nodes of the moving side that follow it, as its labels, points and masks do.
     """
 
@@ -50,6 +53,7 @@ class RegistrationRequest:
     moving_points: Any = None
     guide_with_labels: bool = False
     guide_with_points: bool = False
+    volume: dict = field(default_factory=dict)
     carry: tuple = ()
     jacobian: bool = False
     features: bool = True
@@ -79,7 +83,8 @@ class RegistrationRequest:
         if self.output_volume is not None and self.output_volume in (self.fixed, self.moving):
             raise InputError(_("The output volume is one of the inputs; create a new volume for the result."))
         if self.output_transform is not None:
-            results.check_output_transform(self.output_transform, self.fixed)
+            linear = not self.settings.get("deformable", True)
+            results.check_output_transform(self.output_transform, self.fixed, linear)
 
     def _check_masks(self) -> None:
         for name, role in MASK_ROLES.items():
@@ -123,6 +128,7 @@ class RegistrationResult:
     """What a registration left in the scene. Nodes that were not asked for are None.
 
     ``metrics``: ``{"before": {...}, "after": {...}}``. ``record``: settings, versions, seed, seconds per stage.
+    ``run``: what the worker knows it by, as long as it keeps the features.
     """
 
     transformNode: Any = None
@@ -136,6 +142,7 @@ class RegistrationResult:
     quality: str = ""
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    run: int | None = None
 
     @property
     def folded_percent(self) -> float:

@@ -99,13 +99,14 @@ class ModelsPanel:
 
     def confirmRun(self, encoder: availability.Encoder) -> bool:
         """Ask whether a program of the user's own may run; a yes is remembered for exactly its content."""
+        shown = trust.digest(encoder.own)
         text = _(
             "{question}\n\nLike any program it could read, change or send your files. Do you trust where it comes "
             "from, and may it run?"
-        ).format(question=trust.question(encoder.own))
+        ).format(question=trust.question(encoder.own, shown))
         if not slicer.util.confirmYesNoDisplay(text, _("Run your own model")):
             return False
-        trust.keep(encoder.own)
+        trust.keep(encoder.own, shown)
         return True
 
     def settle(self) -> list[availability.Encoder] | None:

@@ -9,11 +9,17 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import Cancelled, FoundationRegError
+from ..client.session import Session
+from ..scene import results
+from ..scene.handles import hide_handles
 from . import dependencies, parameters
+from .device_line import DeviceLine
 from .encoders_section import ModelsPanel
+from .interaction_section import InteractionSection
 from .presets_section import PresetPanel
 from .review_section import ReviewPanel
-from .wording import device_text, stage_title, time_left
+from .tools import ToolButtons
+from .wording import stage_title, time_left
 
 REOPTIMIZE_DELAY_MS = 500
 
@@ -21,18 +27,22 @@ REOPTIMIZE_DELAY_MS = 500
 class Panel:
     """Drives the widgets ``ui`` of the module with ``logic`` (a FoundationRegLogic)."""
 
-    def __init__(self, ui, logic):
+    def __init__(self, ui, interactionUi, logic):
         self.ui, self._logic = ui, logic
         self._parameters = None
         self._job = None
         self._busy = self._installing = False
-        self._smoothness: float | None = None  # that the last run began with
+        self._tuning: tuple | None = None  # that the last run began with
         self._again = False
-        self._device, self._stage = "", ""
+        self._stage = ""
         self._updating = False
         self.review = ReviewPanel(ui)
         self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
         self.presets = PresetPanel(ui)
+        self.interaction = InteractionSection(
+            interactionUi, self.say, self.run, self.review.refresh, self._takeMeasures
+        )
+        self.tools = ToolButtons(ui, self._resultNode, lambda: logic.channel, self.say, self.interaction.update)
         self._delay = qt.QTimer()
         self._delay.setSingleShot(True)
         self._delay.setInterval(REOPTIMIZE_DELAY_MS)
@@ -42,9 +52,8 @@ class Panel:
         ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
         ui.keepFilesCheckBox.connect("toggled(bool)", self._onKeepFiles)
         ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
-        ui.deviceButton.connect("clicked(bool)", self._onDevice)
         ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
-        self._showDevice()
+        self.device = DeviceLine(ui, lambda: logic.channel, lambda: self._parameters)
 
     #
     # Parameters
@@ -55,10 +64,12 @@ class Panel:
         self._parameters = node
         self._delay.stop()
         if node is None:
-            self._smoothness = None
+            self._tuning = None
         self.presets.setParameters(node)
         self.review.setParameters(node)
         self.models.setParameters(node)
+        self.interaction.setParameters(node)
+        self.tools.setParameters(node)
         if node is not None:
             self._showCarried()
             self.update()
@@ -91,9 +102,11 @@ class Panel:
             self.models.followParameters()
             self.updateApply()
             self.review.update()
+            self.interaction.followParameters()
+            self.tools.update()
         finally:
             self._updating = False
-        if node.smoothness != self._smoothness and node.reoptimize and self._canReoptimize():
+        if parameters.tuning_of(node) != self._tuning and node.reoptimize and self._canReoptimize():
             self._delay.start()
 
     def missing(self) -> tuple[str, str]:
@@ -179,10 +192,9 @@ class Panel:
             request = parameters.request_of(node, tuple(self._carried()))
             self._setBusy(True)
             self.say(_("Sending the volumes..."))
-            self._smoothness = node.smoothness
+            self._tuning = parameters.tuning_of(node)
             self.review.showAfter()
-            if not self._device:
-                self._askDevice()
+            self.device.ask(again=False)
             self._logic.channel.process.keep_files = node.keepFiles
             self._job = self._logic.start(request, self._onEvent, self._allowFolded)
         except FoundationRegError as error:
@@ -208,6 +220,8 @@ class Panel:
             self.log(event.get("message", ""))
         elif kind == "progress":
             self._showProgress(event)
+        elif kind == "found":
+            self._takeFound(self._job.result)
         elif kind in ("done", "failed", "cancelled"):
             self._finished(event)
 
@@ -232,15 +246,14 @@ class Panel:
             self.say(_("Cancelled; everything is as it was."))
         else:
             self.log(event.get("details", ""))
+            self.interaction.update()
             self._fail(job.error if job is not None else FoundationRegError(event["message"]))
         if again and self._parameters is not None and event["event"] != "failed":
             qt.QTimer.singleShot(0, self.run)
 
-    def _takeResult(self, result) -> None:
+    def _takeFound(self, result) -> None:
+        """The transform is in the scene; what is measured follows."""
         node = self._parameters
-        for warning in result.warnings:
-            self.log(_("Warning: {text}").format(text=warning))
-        self.say(_("Done in {seconds:.0f} s.").format(seconds=result.seconds))
         if node is None:
             return
         first = self.review.review is None
@@ -248,10 +261,39 @@ class Panel:
             node.outputTransform = result.transformNode
         if result.volumeNode is not None:
             node.outputVolume = result.volumeNode
+        owner = result.transformNode or result.volumeNode
         self.ui.reviewCollapsibleButton.collapsed = False
-        self.review.setOwner(result.transformNode or result.volumeNode, show=True, fit=first)
+        self.review.setOwner(owner, show=True, fit=first)
+        session = None
+        if result.run is not None and result.transformNode is not None:
+            session = Session(self._logic.channel, result.run, node.fixedVolume, node.movingVolume)
+        self.interaction.setResult(session, owner)
+        hide_handles(node.initialTransform)
+
+    def _takeResult(self, result) -> None:
+        for warning in result.warnings:
+            self.log(_("Warning: {text}").format(text=warning))
+        self.say(_("Done in {seconds:.0f} s.").format(seconds=result.seconds))
+        if self._parameters is None:
+            return
+        self.review.showMeasures()
+        self.interaction.update()
+        self.tools.update()
         if result.warnings:
             self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
+
+    def _resultNode(self):
+        """The node with the result that is reviewed, or None."""
+        review = self.review.review
+        return review.owner if review is not None and review.valid else None
+
+    def _takeMeasures(self, event: dict) -> None:
+        """The transform was measured again after corrections."""
+        review = self.review.review
+        if review is None:
+            return
+        results.update_measures(review.owner, event.get("metrics") or {}, event.get("quality", ""))
+        self.review.showMeasures()
 
     def _fail(self, error: Exception) -> None:
         self.say(str(error))
@@ -291,13 +333,13 @@ class Panel:
 
     def _canReoptimize(self) -> bool:
         """Whether there is a result of this session whose features the worker still has."""
-        known = self._smoothness is not None and self.review.review is not None
+        known = self._tuning is not None and self.review.review is not None
         return known and self._logic.channel.process.alive
 
     def _reoptimize(self) -> None:
-        """The smoothness was changed after a run: compute again from what the worker remembers."""
+        """Smoothness or masks were changed after a run: compute again from what the worker remembers."""
         node = self._parameters
-        if node is None or node.smoothness == self._smoothness:
+        if node is None or parameters.tuning_of(node) == self._tuning:
             return
         if self._job is not None and self._job.running:
             self._again = True
@@ -330,35 +372,6 @@ class Panel:
         self._updating = False
 
     #
-    # Device
-    #
-
-    def _showDevice(self) -> None:
-        version = dependencies.torch_version()
-        if self._device:
-            self.ui.deviceLabel.text = self._device
-        elif version is None:
-            self.ui.deviceLabel.text = _("PyTorch is not installed yet; it is asked for when you press Apply.")
-        else:
-            self.ui.deviceLabel.text = _("PyTorch {version}; device not checked yet.").format(version=version)
-        self.ui.deviceButton.enabled = version is not None
-
-    def _onDevice(self, _clicked=False) -> None:
-        self.ui.deviceLabel.text = _("Loading PyTorch...")
-        self._askDevice()
-
-    def _askDevice(self) -> None:
-        device = self._parameters.device if self._parameters is not None else "auto"
-        self._logic.channel.ask(self._takeDevice, "warm", settings={"device": device})
-
-    def _takeDevice(self, event: dict) -> None:
-        if event["event"] == "result":
-            self._device = device_text(event)
-        elif event["event"] == "error":
-            self._device = event["message"]
-        self._showDevice()
-
-    #
     # Texts
     #
 
@@ -374,10 +387,12 @@ class Panel:
     def suspend(self) -> None:
         """The module is left."""
         self.review.suspend()
+        self.interaction.leave()
 
     def close(self) -> None:
         """The widget goes away: end the worker and let go of the scene."""
         self._delay.stop()
         self._parameters = None
         self.review.setParameters(None)
+        self.interaction.setParameters(None)
         self._logic.channel.close()

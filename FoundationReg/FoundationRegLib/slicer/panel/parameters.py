@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from ...core.anatomy import PLANE_NAMES
+from ...errors import InputError
 from ...settings import Settings, preset_names
 from ...weights.catalogue import catalogue
 from ..client.request import RegistrationRequest
@@ -58,7 +61,11 @@ def apply_preset(parameters, name: str) -> None:
 def repair(parameters) -> None:
     """Give a new parameter node the values of its preset, and replace what this version does not know any more."""
     if parameters.preset not in preset_names():
-        parameters.preset, parameters.initialized = preset_names()[0], False
+        # The values of a preset of one's own stay where it is not at hand.
+        if not parameters.preset.endswith(".json"):
+            parameters.initialized = False
+        if not os.path.isfile(parameters.preset):
+            parameters.preset = preset_names()[0]
     known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or availability.is_path(parameters.encoder)
     if not known:
         parameters.encoder = PRESET_ENCODERS
@@ -72,7 +79,8 @@ def settings_of(parameters) -> Settings:
     changes = {field: getattr(parameters, parameter) for parameter, field in FIELDS.items()}
     changes |= {field: getattr(parameters, parameter).value for parameter, field in CHOICES.items()}
     changes["planes"] = [plane for plane in PLANES if getattr(parameters, plane)]
-    encoders = encoders_of(parameters)
+    changes["deformable"] = not parameters.linearOnly
+    encoders = [(MIND, 1.0)] if parameters.linearOnly else encoders_of(parameters)
     if encoders:
         changes["encoders"] = encoders
     return Settings.from_preset(parameters.preset, **changes)
@@ -94,6 +102,26 @@ def changed_fields(parameters) -> list[str]:
     ours = settings_of(parameters).to_dict()
     ignored = {FIELDS[name] for name in COMPUTER}
     return [name for name, value in ours.items() if name not in ignored and value != preset[name]]
+
+
+def tuning_of(parameters) -> tuple:
+    """What a result is computed again for as soon as it is changed: the smoothness and the masks."""
+    masks = (parameters.fixedMask, parameters.movingMask, parameters.excludeFixed, parameters.excludeMoving)
+    return (parameters.smoothness, *(mask.GetID() if mask is not None else None for mask in masks))
+
+
+def volume_options(parameters) -> dict:
+    """How the output volume is made, as of `RegistrationRequest.volume`. Raises `InputError` for a background that is
+    no number."""
+    options = {"interpolation": parameters.interpolation}
+    if parameters.voxelType != "same":
+        options["type"] = parameters.voxelType
+    if text := parameters.background.strip():
+        try:
+            options["background"] = float(text.replace(",", "."))
+        except ValueError:
+            raise InputError(f"The background {text!r} of the output volume is no number.") from None
+    return options
 
 
 def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
@@ -118,6 +146,7 @@ def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
         moving_points=parameters.movingLandmarks,
         guide_with_labels=parameters.guideWithLabels,
         guide_with_points=parameters.guideWithLandmarks,
+        volume=volume_options(parameters),
         carry=carry,
         jacobian=parameters.makeJacobian,
         preview=parameters.livePreview,

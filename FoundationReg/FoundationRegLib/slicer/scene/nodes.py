@@ -7,6 +7,8 @@ the initial transform. So nothing is lost when the volumes lie under rotated, sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import slicer
 import vtk
@@ -18,6 +20,30 @@ from ...errors import InputError
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAMPLING_MM = 2.5  # of a non-linear initial transform; costs a few hundredths of a millimetre
+
+
+def remember_scene() -> Callable[[], None]:
+    """A function that removes the nodes that are added to the scene from now on, and puts the others back under the
+    transforms that they have now."""
+    scene = slicer.mrmlScene
+
+    def every() -> list:
+        nodes = scene.GetNodes()
+        return [nodes.GetItemAsObject(n) for n in range(nodes.GetNumberOfItems())]
+
+    parents = {
+        node.GetID(): node.GetTransformNodeID() if node.IsA("vtkMRMLTransformableNode") else None for node in every()
+    }
+
+    def undo() -> None:
+        for node in every():
+            if node.GetID() not in parents:
+                if node.GetScene() is not None:
+                    scene.RemoveNode(node)
+            elif node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() != parents[node.GetID()]:
+                node.SetAndObserveTransformNodeID(parents[node.GetID()])
+
+    return undo
 
 
 def volume_grid(node) -> Grid:

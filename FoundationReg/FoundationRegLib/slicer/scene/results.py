@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import slicer
 import vtk
@@ -15,6 +17,7 @@ from . import extras, nodes
 from .extras import ROLE
 
 INITIAL_ROLE = ROLE + "initialTransform"
+NAMES_ATTRIBUTE = ROLE + "labelNames"
 ENCODERS_ATTRIBUTE = ROLE + "encoders"
 JACOBIAN_RANGE = (-0.5, 2.5)  # values with a color of their own
 
@@ -76,9 +79,9 @@ def read_grid(node) -> tuple[np.ndarray, Grid] | None:
     return ras * np.array([-1, -1, 1], np.float32), Grid(shape, affine)
 
 
-def check_output_transform(node, fixed) -> None:
-    """Raise `InputError` when ``node`` cannot take the result."""
-    if node.IsA("vtkMRMLLinearTransformNode") or node.IsA("vtkMRMLBSplineTransformNode"):
+def check_output_transform(node, fixed, linear: bool = False) -> None:
+    """Raise `InputError` when ``node`` cannot take the result, which is a matrix where it is ``linear``."""
+    if (node.IsA("vtkMRMLLinearTransformNode") and not linear) or node.IsA("vtkMRMLBSplineTransformNode"):
         text = _("The output transform {name!r} cannot hold a displacement field; create a new transform.")
         raise InputError(text.format(name=node.GetName()))
     parent = fixed.GetParentTransformNode()
@@ -104,6 +107,42 @@ def set_transform(node, displacement: np.ndarray, grid: Grid, fixed, moving) -> 
         node.SetAndObserveTransformFromParent(grid_transform(displacement, grid))
         node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(), fixed.GetID())
         node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole(), moving.GetID())
+
+
+def set_linear_transform(node, matrix: np.ndarray, fixed, moving) -> None:
+    """Make transform ``node`` take moving to fixed by the LPS ``matrix`` (4, 4) from fixed to moving points."""
+    with slicer.util.NodeModify(node):
+        parent = fixed.GetParentTransformNode()
+        node.SetAndObserveTransformNodeID(parent.GetID() if parent else None)
+        node.SetMatrixTransformFromParent(slicer.util.vtkMatrixFromArray(nodes.LPS @ matrix @ nodes.LPS))
+        node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(), fixed.GetID())
+        node.SetNodeReferenceID(slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole(), moving.GetID())
+
+
+def set_inverse(node, transform, moving) -> None:
+    """Make transform ``node`` the inverse of the result ``transform``: it takes the fixed volume to the moving one.
+
+    The inverse of a field is sampled over the moving volume and a margin, at the field's own spacing.
+    """
+    parent = moving.GetParentTransformNode()
+    with slicer.util.NodeModify(node):
+        if transform.IsLinear():
+            matrix = vtk.vtkMatrix4x4()
+            transform.GetMatrixTransformToParent(matrix)
+            node.SetMatrixTransformFromParent(matrix)
+        else:
+            field = read_grid(transform)
+            spacing = field[1].spacing.min() if field is not None else nodes.SAMPLING_MM
+            own = nodes.volume_grid(moving)
+            grid = own.with_spacing(np.maximum(own.spacing, spacing)).padded(2, 2)
+            signs = np.array([-1.0, -1.0, 1.0])
+            points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3))
+            origins = nodes.transform_points(transform.GetTransformToParent(), points * signs) * signs
+            vectors = (origins - points).reshape(*grid.shape, 3)
+            node.SetAndObserveTransformFromParent(grid_transform(vectors, grid))
+        if parent is transform:
+            parent = transform.GetNodeReference(INITIAL_ROLE)
+        node.SetAndObserveTransformNodeID(parent.GetID() if parent is not None else None)
 
 
 def jacobian_determinant(displacement: np.ndarray, grid: Grid, slab: int = 16) -> np.ndarray:
@@ -147,9 +186,12 @@ def as_type(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.astype(dtype)
 
 
-def set_warped_volume(node, array: np.ndarray, grid: Grid, fixed, moving) -> None:
-    """Put the moving image, resampled on the fixed grid, into a volume ``node`` that looks like the moving one."""
-    fill_volume(node, as_type(array, nodes.volume_array(moving).dtype), grid, fixed.GetParentTransformNode())
+def set_warped_volume(node, array: np.ndarray, grid: Grid, fixed, moving, dtype: str | None = None) -> None:
+    """Put the moving image, resampled on the fixed grid, into a volume ``node`` that looks like the moving one.
+
+    ``dtype``: a numpy name for its voxels; by default that of the moving image."""
+    array = as_type(array, np.dtype(dtype) if dtype else nodes.volume_array(moving).dtype)
+    fill_volume(node, array, grid, fixed.GetParentTransformNode())
     source, target = moving.GetDisplayNode(), node.GetDisplayNode()
     if source is not None and target is not None:
         with slicer.util.NodeModify(target):
@@ -240,6 +282,24 @@ def set_table(node, columns: dict[str, list]) -> None:
             node.AddColumn(column)
         node.SetUseColumnTitleAsColumnHeader(True)
     node.Modified()
+
+
+def set_metrics(owner, metrics: dict[str, dict], names: dict[int, str], name: str):
+    """The table of ``metrics`` before and after that ``owner`` refers to."""
+    names = {int(value): text for value, text in names.items()}
+    owner.SetAttribute(NAMES_ATTRIBUTE, json.dumps(names))
+    table = extras.make(owner, "metrics", "vtkMRMLTableNode", f"{name} metrics")
+    rows = metric_rows(metrics, names)
+    titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
+    set_table(table, {"Metric": list(titles), "Before": list(before), "After": list(after)})
+    return table
+
+
+def update_measures(owner, metrics: dict[str, dict], quality: str) -> None:
+    """Say of ``owner`` what was measured after its transform was corrected. Rows by label keep their names."""
+    owner.SetAttribute(ROLE + "quality", quality)
+    owner.SetAttribute(ROLE + "folded", str((metrics.get("after") or {}).get("folded_percent") or 0.0))
+    set_metrics(owner, metrics, json.loads(owner.GetAttribute(NAMES_ATTRIBUTE) or "{}"), owner.GetName())
 
 
 def set_loss_chart(owner, loss: dict[str, list[float]], name: str):
