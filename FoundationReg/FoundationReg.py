@@ -37,7 +37,9 @@ if hasattr(slicer.modules, "FoundationRegWidget"):
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.slicer.scene.choices import DeformationMode, Intensity, ReviewMode, Start
 
-_DOCUMENTATION = "https://github.com/to-be-set/SlicerFoundationReg/blob/main/docs"
+# Written by `python dev.py format` from CMakeLists.txt.
+HOMEPAGE = "https://github.com/to-be-set/SlicerFoundationReg"
+DOCUMENTATION = f"{HOMEPAGE}/blob/main/docs"
 
 #
 # FoundationReg
@@ -64,7 +66,7 @@ class FoundationReg(ScriptedLoadableModule):
             "If it helped your work, please cite FoundationReg and the study <i>Are Vision Foundation Models Ready for "
             'Out-of-the-Box Medical Image Registration?</i> (<a href="https://arxiv.org/abs/2507.11569">arXiv '
             "2507.11569</a>)."
-        ).format(documentation=f"{_DOCUMENTATION}/slicer.md", accuracy=f"{_DOCUMENTATION}/accuracy.md")
+        ).format(documentation=f"{DOCUMENTATION}/slicer.md", accuracy=f"{DOCUMENTATION}/accuracy.md")
         self.parent.acknowledgementText = _(
             "After the study <i>Are Vision Foundation Models Ready for Out-of-the-Box Medical Image Registration?</i> "
             '(<a href="https://arxiv.org/abs/2507.11569">arXiv 2507.11569</a>). Not for clinical use.'

@@ -167,8 +167,23 @@ class DescriptorPair:
 
     def _turned(self, matrix: np.ndarray) -> Description:
         """The moving side along the axes that ``matrix`` turns it to: descriptors tell about directions."""
-        turn = min(block_matching.right_angles(), key=lambda turn: np.linalg.norm(turn - matrix[:3, :3]))
+        turn = _nearest_turn(matrix)
         return self.moving if np.allclose(turn, np.eye(3)) else self._describe(self._sides[1], turn)
+
+    def refined_agreement(self, matrix: np.ndarray) -> float:
+        """`agreement` after ``matrix`` has been refined by matched neighbourhoods."""
+        return self._refined_agreement(self._turned(matrix), matrix)
+
+    def mirrored_agreement(self, matrix: np.ndarray) -> float:
+        """The same with the moving image's left and right swapped, from its best place, turned as ``matrix`` does."""
+        turn = _nearest_turn(matrix) @ np.diag([-1.0, 1.0, 1.0])
+        described = self._describe(self._sides[1], turn)
+        fits = block_matching.search(self.fixed, described, 2)
+        return max((self._refined_agreement(described, fit.matrix) for fit in fits), default=0.0)
+
+    def _refined_agreement(self, moving: Description, matrix: np.ndarray) -> float:
+        found = block_matching.refine(self.fixed, moving, matrix)
+        return block_matching.agreement(self.fixed, moving, found)
 
     def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
         """The best place; images are turned by right angles when neither it nor ``sure`` is a convincing match."""
@@ -286,6 +301,11 @@ def _joined(start: sitk.Transform, matrix: np.ndarray) -> sitk.Transform:
     if start.IsLinear():
         return affine_transform(affine_matrix(start) @ matrix)
     return sitk.CompositeTransform([start, affine_transform(matrix)])
+
+
+def _nearest_turn(matrix: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) by right angles that is nearest to ``matrix`` (4, 4)."""
+    return min(block_matching.right_angles(), key=lambda turn: np.linalg.norm(turn - matrix[:3, :3]))
 
 
 def _plausible(matrix: np.ndarray) -> bool:

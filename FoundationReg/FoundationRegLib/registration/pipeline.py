@@ -18,7 +18,7 @@ from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
-from ..encoders.anatomy_loading import anatomy_names, require_anatomy
+from ..encoders.anatomy_loading import anatomy_fingerprint, anatomy_names, require_anatomy
 from ..encoders.loading import require
 from ..errors import InputError, OutOfMemory
 from ..images.conversion import grid_of
@@ -38,6 +38,7 @@ from .preparation import prepare_pair, working_voxels
 from .regions import RegionPair, predict_pair, region_start
 from .result import Registration, build_result, measure
 from .retuning import LastRun, look_ahead, remember
+from .trust import keep_supported
 
 __all__ = ["Cache", "Registration", "register"]
 
@@ -124,6 +125,7 @@ def register(
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
+            facts["guided"] = any(guided) or inputs.fixed_box_mask is not None
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
             if on_found is not None:
                 on_found(result)
@@ -225,17 +227,20 @@ def _look(
     cache: Cache,
 ) -> RegionPair | None:
     """Segment what the boxes ``around`` hold, into ``inputs``, and predict regions where the settings say so."""
-    images, content = (inputs.fixed, inputs.moving), _content(inputs)
+    images, content = (inputs.fixed, inputs.moving), _content(inputs.fixed, inputs.moving)
+    names = [f"{side}_{what}" for side in ("fixed", "moving") for what in ("intensity", "window")]
+    seen_as = [getattr(settings, name) for name in names]
     parts = bool(around) + bool(settings.anatomy)
     if around:
         with progress.stage("segment boxes", 1 / parts):
-            key = ("boxes", content, around[0].tobytes(), around[1].tobytes())
+            key = ("boxes", content, str(seen_as), *(box.tobytes() for box in around))
             masks = cache.get(key, lambda: boxes.segment_boxes(images, around, settings, device, progress))
+        inputs.fixed_box, inputs.moving_box = around
         inputs.fixed_box_mask, inputs.moving_box_mask = masks
     if not settings.anatomy:
         return None
     with progress.stage("predict regions", 1 / parts):
-        key = ("regions", content, settings.anatomy, settings.fixed_intensity, settings.moving_intensity)
+        key = ("regions", content, str(seen_as), settings.anatomy, anatomy_fingerprint(settings.anatomy))
         return cache.get(key, lambda: predict_pair(images, settings, device, progress))
 
 
@@ -249,25 +254,28 @@ def _align(
             (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
         )
     ]
-    with progress.stage("start", 0.3):
+    with progress.stage("start", 0.25):
         given = inputs.initial
         if given is None and inputs.fixed_box_mask is not None:
-            given = boxes.box_start(inputs.fixed_box_mask, inputs.moving_box_mask)
+            given = boxes.box_start(inputs.fixed_box, inputs.moving_box, settings.affine)
         start = linear.start_transform(
             *sides, settings.start, given, settings.seed, progress, settings.affine,
             on_found=lambda transform: _show(transform, inputs.fixed, progress),
         )  # fmt: skip
+        chosen = given if settings.start in ("auto", "features") else start
         if given is None and regions is not None and settings.start == "auto":
-            start = region_start(regions, start) or start
+            chosen = region_start(regions, start)
+            start = chosen or start
         _show(start, inputs.fixed, progress)
-    with progress.stage("linear", 0.7):
+    with progress.stage("linear", 0.625):
         aligned, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
         _show(aligned, inputs.fixed, progress)
     if inputs.fixed_box_mask is not None:
         overlaps = [boxes.overlap(inputs.fixed_box_mask, inputs.moving_box_mask, t) for t in (start, aligned)]
         if overlaps[1] < overlaps[0]:
-            return start, {**facts, "kept": "start"}
-    return aligned, facts
+            aligned, facts = start, {**facts, "kept": "start"}
+    with progress.stage("check", 0.125):
+        return keep_supported(*sides, aligned, facts, chosen, progress)
 
 
 def _deform(

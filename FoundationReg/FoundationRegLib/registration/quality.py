@@ -5,14 +5,16 @@ from __future__ import annotations
 from ..evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..settings import Settings
 from .deformable import Deformation
+from .trust import Trust
 
 
-def describe(scores: dict[str, dict], found: Deformation, settings: Settings) -> str:
-    """What the numbers mean for the user: folding, size of the deformation, similarity before and after."""
+def describe(scores: dict[str, dict], found: Deformation, settings: Settings, trust: Trust) -> str:
+    """What the numbers mean for the user: trust, folding, size of the deformation, similarity before and after."""
     after, before = scores["after"], scores["before"]
     length = found.displacement.norm(dim=0)
     mean, largest = float(length.mean()), float(length.max())
-    parts = [f"The deformation moves tissue by {mean:.1f} mm on average and {largest:.1f} mm at most"]
+    moved = [f"The deformation moves tissue by {mean:.1f} mm on average and {largest:.1f} mm at most"]
+    parts = moved if trust.kept == "after" else ["The deformation is left out"]
     folded = after["folded_percent"]
     if folded == 0:
         parts.append("it folds nowhere")
@@ -22,6 +24,6 @@ def describe(scores: dict[str, dict], found: Deformation, settings: Settings) ->
         parts.append(f"{folded:.2f} % of the voxels fold, so landmarks and volumes there cannot be trusted")
     if after["nmi"] < before["nmi"] - 0.005:
         parts.append("but the images became less similar: check the result before using it")
-    if settings.search_range_mm and largest > 0.9 * settings.search_range_mm:
+    if trust.kept == "after" and settings.search_range_mm and largest > 0.9 * settings.search_range_mm:
         parts.append("some displacements reach the search range, which may have been too small")
-    return "; ".join(parts) + "."
+    return f"{trust.sentence}. {'; '.join(parts)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
 from .regions import RegionPair, region_scores
+from .trust import Trust, choose, warnings_of
 from .workspace import Workspace
 
 
@@ -45,7 +46,7 @@ class Registration:
     ``loss``: loss per iteration by refinement level. ``features``: encoder id (or the name of your own model's
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
     ``uncertainty``: error estimate in mm.
-    ``quality``: one plain sentence for the user.
+    ``quality``: one plain sentence for the user. ``trust``: the failure score, and which candidate the result is.
     ``regions``: what an anatomy network predicted in both images. ``box_masks``: what was segmented in the user's boxes
     in the fixed and the moving image, each on its image's lattice.
     ``workspace``: the features, for `correspondence` and `corrections`; None gives their memory free.
@@ -64,6 +65,7 @@ class Registration:
     feature_grid: Grid | None = None
     uncertainty: sitk.Image | None = None
     warped_labels: sitk.Image | None = None
+    trust: Trust | None = None
     warnings: list[str] = field(default_factory=list)
     regions: RegionPair | None = None
     box_masks: tuple[sitk.Image, sitk.Image] | None = None
@@ -117,19 +119,31 @@ def build_result(
     # A start that bends is kept in full detail.
     lattice = _lattice(inputs.fixed, deformation.grid) if linear.IsLinear() else None
     transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed, lattice)
+    before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
+    stages = {"after": transform, "linear": linear, "before": before}
+    trust = choose(stages, facts, facts["guided"])
+    if trust.kept != "after":
+        linear, lattice = stages[trust.kept], None
+        deformation = replace(deformation, displacement=torch.zeros_like(deformation.displacement), uncertainty=None)
+        transform = compose_field(linear, deformation.displacement, deformation.grid, inputs.fixed)
     seen = regions.warnings if regions else []
-    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *seen]))
-    record = _record(settings, device, deformation, pair) | {"linear": facts.get("kept", "start"), "warnings": warnings}
+    warnings = list(dict.fromkeys([*inputs.warnings, *facts.get("warnings", []), *seen, *warnings_of(trust)]))
+    record = _record(settings, device, deformation, pair) | {
+        "linear": facts.get("kept", "start"), "trust": trust.to_dict(), "warnings": warnings,
+    }  # fmt: skip
     if regions is not None:
         record["anatomy"] = {"network": regions.network, "sha256": regions.sha256, "believed": regions.believed}
     boxed = (inputs.fixed_box_mask, inputs.moving_box_mask) if inputs.fixed_box_mask is not None else None
     pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
+    workspace = None
+    # The features were taken after the linear stage: they say nothing about a result without it.
+    if settings.deformable and trust.kept != "before":
+        workspace = Workspace(inputs, linear, settings, deformation, transform, lattice)
     return Registration(
         fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
         record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
         uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings, regions=regions,
-        box_masks=boxed,
-        workspace=Workspace(inputs, linear, settings, deformation, transform, lattice) if settings.deformable else None,
+        box_masks=boxed, trust=trust, workspace=workspace,
     )  # fmt: skip
 
 
@@ -143,7 +157,7 @@ def measure(
     scores = _scores(inputs, result.linear, result.transform, result.regions, progress)
     if inputs.moving_labels is not None:
         result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
-    result.metrics, result.quality = scores, describe(scores, deformation, settings)
+    result.metrics, result.quality = scores, describe(scores, deformation, settings, result.trust)
 
 
 def _scores(

@@ -21,6 +21,10 @@ DEFORMATION_PARAMETERS = (
 )
 
 
+# Failure verdicts of the worker that the user must not miss.
+_VERDICT_COLORS = {"look": "#c07000", "wrong": "#c00000"}
+
+
 class ReviewPanel:
     """Connects the review widgets of ``ui`` with the result that the parameters point to."""
 
@@ -207,6 +211,10 @@ class ReviewPanel:
             label.text = _("Register two volumes to see the result here.")
             return
         sentence = self.review.owner.GetAttribute("FoundationReg.quality") or ""
+        color = _VERDICT_COLORS.get(self.review.owner.GetAttribute("FoundationReg.verdict"))
+        if color:
+            first, dot, rest = sentence.partition(". ")
+            sentence = f'<b style="color:{color}">{first}{dot}</b>{rest}'
         folded = float(self.review.owner.GetAttribute("FoundationReg.folded") or 0)
         if folded >= FOLDED_LIMIT_PERCENT:
             warning = _(

@@ -1,0 +1,262 @@
+"""Whether a transform is right, judged by what took no part in finding it.
+
+`Witness` gathers the evidence: the orientation of edges, which no stage optimises, compared with shifted copies of
+itself and matched both ways; mutual information above that of shifted copies; how the bodies cover each other; and how
+plausible the linear part and the bend are. `failure_score` weighs it by a logistic regression whose coefficients
+``python dev.py benchmark trust`` finds on registrations that succeeded and failed (Resources/Trust.json).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ..core.constants import METHOD
+from ..core.progress import Progress
+from ..core.resources import resource_path
+from ..evaluation.metrics import normalized_mutual_information
+from ..images.conversion import grid_of
+from ..images.resampling import validity, warp
+from ..images.transforms import affine_matrix
+from ..numerics.agreement import FAR, Agreement, axis_steps, centred, edge_orientation, shifted
+from .linear import DescriptorPair, Side
+
+# Evidence whose scale is a ratio, and what is added before its logarithm is taken.
+_LOGARITHMIC = {"miss": 0.1, "way_back": 0.1, "scale": 0.02, "bend": 0.01}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far a result can be trusted.
+
+    ``score``: 0 (right) to 1 (wrong). ``sentence``: the same in plain words. ``kept``: which candidate the result is:
+    ``after`` (all stages), ``linear`` or ``before``. ``candidates``: each one's score. ``evidence`` of the kept one.
+    """
+
+    score: float
+    kept: str = "after"
+    candidates: dict[str, float] = field(default_factory=dict)
+    evidence: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """``right``, ``look`` or ``wrong``."""
+        low, high = _model()["thresholds"]
+        return "right" if self.score < low else "look" if self.score < high else "wrong"
+
+    @property
+    def sentence(self) -> str:
+        words = {"right": "This looks right", "look": "Look here", "wrong": "This is probably wrong"}
+        return f"{words[self.verdict]} (failure score {self.score:.2f})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        rounded = {name: round(value, 3) for name, value in self.evidence.items()}
+        return {
+            "score": round(self.score, 3),
+            "verdict": self.verdict,
+            "sentence": self.sentence,
+            "kept": self.kept,
+            "candidates": {name: round(value, 3) for name, value in self.candidates.items()},
+            "evidence": rounded,
+        }
+
+
+class Witness:
+    """Both images of a pair on the fixed side's lattice, ready to judge any transform between them."""
+
+    def __init__(self, fixed: Side, moving: Side):
+        self._moving = moving
+        self._grid = grid_of(fixed.grey)
+        self._grey = _tensor(fixed.grey)
+        self._body = _tensor(fixed.body) > 0
+        self._weight = _inner(_tensor(fixed.region) > 0)
+        self._edges = centred(edge_orientation(self._grey), self._weight)
+
+    @torch.inference_mode()
+    def evidence(self, transform: sitk.Transform) -> dict[str, float]:
+        """What speaks for and against ``transform`` (fixed to moving points), by name."""
+        grey = _tensor(warp(self._moving.grey, transform, self._grid, background=0.0))
+        region, body = (
+            _tensor(warp(image, transform, self._grid, "nearest")) > 0
+            for image in (self._moving.region, self._moving.body)
+        )
+        seen = torch.from_numpy(validity(self._moving.grey, self._grid, transform))
+        weight = _inner(region & seen)
+        agreement = Agreement(self._edges, centred(edge_orientation(grey), weight), self._weight, weight)
+        here, rise, sharpness = agreement.peak()
+        miss, way_back = agreement.residual()
+        both = ((self._body | body) & seen).sum()
+        information = self._information(grey, weight)
+        return {
+            "covered": float((self._body & seen).sum() / self._body.sum().clamp_min(1)),
+            "bodies": float((self._body & body).sum() / both.clamp_min(1)),
+            "information": information,
+            # Where edges agree well, one contrast is seen, and then grey values must tell as much of each other: mutual
+            # information falls off sooner than the correlation of edges does. The constant is that of chance.
+            "clarity": information / (here**2 + 0.1),
+            "agreement": here,
+            "rise": rise,
+            "sharpness": sharpness,
+            "held": agreement.held(),
+            "offset": agreement.offset(),
+            "miss": miss,
+            "way_back": way_back,
+            **self._shape(transform),
+        }
+
+    def _information(self, grey: Tensor, weight: Tensor) -> float:
+        """Normalised mutual information above that of the copies that are shifted far."""
+
+        def shared(step) -> float:
+            mask = self._weight * shifted(weight, step) > 0.5
+            if not bool(mask.any()):
+                return 1.0
+            return normalized_mutual_information(self._grey.numpy(), shifted(grey, step).numpy(), mask.numpy())
+
+        return shared((0, 0, 0)) - float(np.mean([shared(step) for step in axis_steps(FAR)]))
+
+    def _shape(self, transform: sitk.Transform) -> dict[str, float]:
+        """``scale``: logarithm of the strongest stretch of the nearest affine map. ``bend``: root mean square of what
+        is left of the transform beside it, in body radii."""
+        inside = np.argwhere(self._body[::2, ::2, ::2].numpy()) * 2
+        points = self._grid.points(inside[:: max(1, len(inside) // 2000)])
+        moved = np.array([transform.TransformPoint(point) for point in points.tolist()])
+        design = np.c_[points - points.mean(0), np.ones(len(points))]
+        fit = np.linalg.lstsq(design, moved, rcond=None)[0]
+        stretches = np.linalg.svd(fit[:3], compute_uv=False)
+        rest = np.sqrt(np.square(moved - design @ fit).sum(1).mean())
+        radius = np.sqrt(np.square(design[:, :3]).sum(1).mean())
+        return {"scale": float(np.abs(np.log(stretches.clip(1e-3))).max()), "bend": float(rest / max(radius, 1e-6))}
+
+
+def _tensor(image: sitk.Image) -> Tensor:
+    return torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.float32))
+
+
+def _inner(mask: Tensor) -> Tensor:
+    """1 in ``mask``, but 0 within two nodes of its border, where edges are those of the field of view."""
+    return torch.from_numpy(ndimage.binary_erosion(mask.numpy(), iterations=2).astype(np.float32))
+
+
+@cache
+def _model() -> dict:
+    return json.loads(resource_path("Trust.json").read_text(encoding="utf-8"))
+
+
+def regressors(evidence: dict[str, float]) -> dict[str, float]:
+    """The evidence as the regression sees it: ratios as logarithms."""
+    return {
+        name: math.log(max(value, 0.0) + _LOGARITHMIC[name]) if name in _LOGARITHMIC else value
+        for name, value in evidence.items()
+    }
+
+
+def failure_score(evidence: dict[str, float]) -> float:
+    """Probability, 0 to 1, that a transform with this `Witness.evidence` is wrong, where half of all are."""
+    model, values = _model(), regressors(evidence)
+    total = model["offset"] + sum(
+        weight * (values[name] - mean) / deviation for name, (mean, deviation, weight) in model["evidence"].items()
+    )
+    return 1 / (1 + math.exp(-min(max(total, -50.0), 50.0)))
+
+
+def keep_supported(
+    fixed: Side,
+    moving: Side,
+    found: sitk.Transform,
+    facts: dict[str, Any],
+    chosen: sitk.Transform | None,
+    progress: Progress | None = None,
+) -> tuple[sitk.Transform, dict[str, Any]]:
+    """``found`` by the linear stage and its ``facts``, or the start, where nothing independent speaks for ``found``.
+
+    The start is ``chosen``, or the images as they lie. Two modalities that hardly share anything give any similarity
+    optima everywhere; then the place that a person or the scanner gave is the better guess. It is not, where the images
+    do not meet there: ``found`` stays, with a warning. The facts get the ``witness``, its ``support``, whether the pair
+    matches better ``mirrored``, and under ``rest`` the candidate of `choose` that the start is, where it was kept.
+    """
+    witness = Witness(fixed, moving)
+    start = chosen or sitk.Transform(3, sitk.sitkIdentity)
+    warnings = list(facts.get("warnings", []))
+    support = witness.evidence(found)["held"]
+    facts = {**facts, "witness": witness, "support": support, "warnings": warnings}
+    if progress is not None:
+        progress.check()
+    if support >= METHOD.least_support:
+        facts["mirrored"] = mirrored(fixed, moving, found)
+        if facts["mirrored"]:
+            warnings.append(_MIRRORED)
+        return found, facts
+    resting = witness.evidence(start)
+    if min(resting["covered"], resting["bodies"]) < METHOD.least_cover:
+        warnings.append(
+            "Little speaks for the alignment that was found: check it, or give an initial transform or landmarks."
+        )
+        return found, facts
+    warnings.append(
+        "Nothing independent of its similarity speaks for the linear alignment that was found, so it was left out; "
+        "check the start, or give an initial transform or landmarks."
+    )
+    return start, {**facts, "kept": "start", "rest": "before" if chosen is None else "linear"}
+
+
+_MIRRORED_SCORE = 0.9
+_MIRRORED = (
+    "The images match clearly better when one of them is mirrored: left and right may be swapped in one header. "
+    "Nothing was mirrored."
+)
+
+
+def mirrored(fixed: Side, moving: Side, transform: sitk.Transform) -> bool:
+    """Whether the descriptors match clearly better with the moving image's left and right swapped.
+
+    Both are refined from where they are, the mirrored one from its best place, so that they compete on equal terms.
+    """
+    if not transform.IsLinear():
+        return False
+    pair = DescriptorPair(fixed, moving)
+    return pair.mirrored_agreement(affine_matrix(transform)) > METHOD.mirror_gain * pair.refined_agreement(
+        affine_matrix(transform)
+    )
+
+
+def choose(candidates: dict[str, sitk.Transform], facts: dict[str, Any], guided: bool) -> Trust:
+    """Which of ``candidates`` (``after``, ``linear``, ``before``) is the result, and how far it can be trusted.
+
+    ``after`` unless another has a clearly lower failure score, or, where `keep_supported` found nothing that speaks for
+    the linear stage, unless it does not look wrong itself. What the user ``guided`` is not replaced. ``facts`` are
+    those of `keep_supported`; a pair that matches better mirrored looks wrong, however well it was bent.
+    """
+    evidence = {name: facts["witness"].evidence(transform) for name, transform in candidates.items()}
+    scores = {name: failure_score(values) for name, values in evidence.items()}
+    kept = "after"
+    met = {name for name, values in evidence.items() if values["covered"] >= METHOD.least_cover}
+    if not guided:
+        rivals = [name for name in candidates if name in met and scores[name] < scores["after"] - METHOD.clearly_safer]
+        if rivals:
+            kept = min(rivals, key=scores.get)
+        elif "rest" in facts and Trust(scores["after"]).verdict == "wrong":
+            kept = facts["rest"]
+    score = max(scores[kept], _MIRRORED_SCORE) if facts.get("mirrored") else scores[kept]
+    return Trust(score, kept, scores, evidence[kept])
+
+
+def warnings_of(trust: Trust) -> list[str]:
+    """What the user must be told about a result before using it."""
+    found = []
+    if trust.kept != "after":
+        what = {"linear": "linear alignment", "before": "start"}[trust.kept]
+        found.append(f"The deformed result looked worse than the {what}, which is what you get instead.")
+    if trust.verdict != "right":
+        found.append(f"{trust.sentence}: compare the images before you use the result.")
+    return found

@@ -1,0 +1,145 @@
+"""The failure score on phantoms that are registered right, wrong, mirrored and to another phantom."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import Phantom, make_grid
+from FoundationRegLib.images.conversion import image_from_array
+from FoundationRegLib.registration import linear, trust
+from FoundationRegLib.registration.pipeline import register
+from FoundationRegLib.settings import Settings
+
+torch = pytest.importorskip("torch")
+
+FIXED = make_grid((36, 52, 46), (3.0, 2.0, 2.5))
+MOVING = make_grid((52, 60, 56), (2.0, 2.0, 2.0), turn=(8, 0, 0))
+TRUTH = np.array([7.0, -6.0, 5.0])
+MIRROR = np.array([-1.0, 1.0, 1.0])
+
+
+def inverted(values):
+    """Another contrast, inside the body only."""
+    return np.where(values > 20, 700 - values, 0)
+
+
+def seen(phantom, grid, move=None, contrast=lambda values: values):
+    noise = np.random.default_rng(5).normal(0, 8, grid.shape)
+    return image_from_array((contrast(phantom.on(grid, move)) + noise).astype(np.float32), grid)
+
+
+def shift(vector):
+    return sitk.TranslationTransform(3, np.asarray(vector, float).tolist())
+
+
+@pytest.fixture(scope="module")
+def fixed(phantom):
+    return seen(phantom, FIXED)
+
+
+@pytest.fixture(scope="module", params=[lambda values: values, inverted], ids=["same", "inverted"])
+def witness(request, phantom, fixed):
+    """The phantom and itself, moved by TRUTH."""
+    moving = seen(phantom, MOVING, lambda points: points - TRUTH, request.param)
+    return trust.Witness(linear.prepare(fixed), linear.prepare(moving))
+
+
+def score(witness, transform):
+    return trust.failure_score(witness.evidence(transform))
+
+
+def test_right_looks_right_and_wrong_looks_wrong(witness):
+    right = score(witness, shift(TRUTH))
+    assert trust.Trust(right).verdict == "right" and right < 0.2
+    for wrong in ((22, 0, 0), (0, -20, 8), (-13, 14, 0)):
+        assert score(witness, shift(TRUTH + wrong)) > right + 0.3
+    turned = sitk.Euler3DTransform((0, 0, 0), 0.0, 0.0, 0.6, TRUTH.tolist())
+    assert score(witness, turned) > right + 0.3
+    assert trust.Trust(score(witness, shift(TRUTH + np.array([0, 30, 0])))).verdict == "wrong"
+
+
+def test_the_score_grows_with_the_error(witness):
+    scores = [score(witness, shift(TRUTH + np.array([mm, 0, 0]))) for mm in (0, 2, 5, 8)]
+    assert scores == sorted(scores)
+
+
+def test_a_mirrored_phantom_looks_wrong_and_is_reported(phantom, fixed):
+    moving = seen(phantom, MOVING, lambda points: (points - TRUTH) * MIRROR)
+    sides = linear.prepare(fixed), linear.prepare(moving)
+    assert score(trust.Witness(*sides), shift(TRUTH)) > 0.5
+    result = register(fixed, moving, Settings.from_preset("fast"))
+    assert any("left and right" in warning for warning in result.warnings)
+    assert result.trust.verdict == "wrong"
+    # Reported, never mirrored.
+    points = np.array([result.linear.TransformPoint(p) for p in ((0.0, 0, 0), (1.0, 0, 0), (0.0, 1, 0), (0.0, 0, 1))])
+    assert np.linalg.det(points[1:] - points[0]) > 0
+
+
+def test_an_unmirrored_phantom_is_not_reported(phantom, fixed):
+    moving = seen(phantom, MOVING, lambda points: points - TRUTH)
+    result = register(fixed, moving, Settings.from_preset("fast"))
+    assert not any("left and right" in warning for warning in result.warnings)
+    assert result.trust.verdict == "right" and result.trust.kept == "after"
+    assert result.record["trust"]["score"] == pytest.approx(result.trust.score, abs=1e-3)
+    assert result.quality.startswith("This looks right")
+
+
+def test_another_phantom_is_never_handed_over_silently(fixed):
+    other = seen(Phantom(seed=77), MOVING, lambda points: points - TRUTH)
+    result = register(fixed, other, Settings.from_preset("fast"))
+    assert result.trust.verdict != "right"
+    assert any(result.trust.sentence in warning for warning in result.warnings)
+
+
+def test_an_alignment_without_support_leaves_the_images_as_they_lie(fixed):
+    sides = linear.prepare(fixed), linear.prepare(seen(Phantom(seed=77), MOVING))
+    found, facts = trust.keep_supported(*sides, shift([25, 0, 0]), {"kept": "rigid", "warnings": []}, None)
+    assert facts["rest"] == "before" and facts["kept"] == "start" and facts["support"] < 0.15
+    assert found.TransformPoint((1.0, 2.0, 3.0)) == pytest.approx((1, 2, 3))
+    assert "left out" in facts["warnings"][-1]
+    chosen = shift([2, 0, 0])
+    found, facts = trust.keep_supported(*sides, shift([25, 0, 0]), {"kept": "rigid"}, chosen)
+    assert found is chosen and facts["rest"] == "linear"
+
+
+def test_a_start_that_shows_nothing_is_no_refuge(fixed):
+    """Where the images do not meet as they lie, what was found stays, with a warning."""
+    random = np.random.default_rng(3)
+    noise = image_from_array(random.normal(300, 60, MOVING.shape).astype(np.float32), MOVING)
+    noise.SetOrigin(np.add(noise.GetOrigin(), (400.0, 0.0, 0.0)).tolist())
+    sides = linear.prepare(fixed), linear.prepare(noise)
+    found, facts = trust.keep_supported(*sides, shift([400, 0, 0]), {"kept": "start"}, None)
+    assert found.TransformPoint((0.0, 0.0, 0.0))[0] == pytest.approx(400) and facts["warnings"]
+
+
+class Judge:
+    """A witness whose evidence is the score itself."""
+
+    def __init__(self, scores, covered=1.0):
+        self.scores, self.covered = scores, covered
+
+    def evidence(self, transform):
+        return {"covered": self.covered, "is": self.scores[transform]}
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    monkeypatch.setattr(trust, "failure_score", lambda evidence: evidence["is"])
+
+    def choose(after, linear, before, supported=True, guided=False, covered=1.0):
+        names = {"after": "after", "linear": "linear", "before": "before"}
+        judge = Judge({"after": after, "linear": linear, "before": before}, covered)
+        return trust.choose(names, {"witness": judge} | ({} if supported else {"rest": "before"}), guided)
+
+    return choose
+
+
+def test_what_is_worse_than_its_start_is_not_the_result(judged):
+    assert judged(0.05, 0.1, 0.6).kept == "after"
+    assert judged(0.2, 0.1, 0.6).kept == "after"
+    assert judged(0.9, 0.3, 0.6).kept == "linear"
+    assert judged(0.9, 0.8, 0.2).kept == "before"
+    assert judged(0.9, 0.8, 0.2, guided=True).kept == "after"
+    assert judged(0.9, 0.8, 0.2, covered=0.0).kept == "after"
+    assert judged(0.98, 0.97, 0.97, supported=False).kept == "before"
+    found = judged(0.9, 0.8, 0.2)
+    assert found.score == 0.2 and "looked worse than the start" in trust.warnings_of(found)[0]
