@@ -62,7 +62,9 @@ def main() -> int:
     told = table.anatomies != "cohort"
     model = table.model(thresholds(held_out[told], table.failed[told]))
     print(json.dumps(model, indent=2))
-    for low, high, words in zip((0, *model["thresholds"]), (*model["thresholds"], 1.01), ("right", "look", "wrong")):
+    for low, high, words in zip(
+        (0, *model["thresholds"]), (*model["thresholds"], 1.01), ("right", "look", "wrong"), strict=True
+    ):
         part = (held_out >= low) & (held_out < high)
         print(f"  {words:6} {part.sum():4} candidates, {int(table.failed[part].sum())} of them failed")
     if args.write:
@@ -174,7 +176,9 @@ def candidates(case, result, fixed, moving) -> dict:
     wrong = {"mirrored": mirror}
     for name, mm, degrees in (("off by 8 mm", 8, 0), ("off by 20 mm", 20, 0), ("turned by 15", 5, 15)):
         shift, axis = (vector / np.linalg.norm(vector) for vector in random.normal(size=(2, 3)))
-        wrong[name] = sitk.VersorRigid3DTransform(axis.tolist(), float(np.deg2rad(degrees)), (mm * shift).tolist(), middle)
+        wrong[name] = sitk.VersorRigid3DTransform(
+            axis.tolist(), float(np.deg2rad(degrees)), (mm * shift).tolist(), middle
+        )
     found |= {name: sitk.CompositeTransform([result.transform, motion]) for name, motion in wrong.items()}
     if case.fixed_labels is not None:
         found["centroids"] = sitk.TranslationTransform(3, centroids(case))

@@ -24,6 +24,7 @@ DEFORMATION_PARAMETERS = (
 # Failure verdicts of the worker that the user must not miss.
 _VERDICT_COLORS = {"look": "#c07000", "wrong": "#c00000"}
 
+
 class ReviewPanel:
     """Connects the review widgets of ``ui`` with the result that the parameters point to."""
 
