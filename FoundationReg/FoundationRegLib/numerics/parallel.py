@@ -18,17 +18,18 @@ def in_threads(pieces: Sequence[Callable[[], Result]], device: str | torch.devic
     """What each of ``pieces`` returns, in order; as many run at a time as torch has threads.
 
     Pieces must not change what others read. Each runs with torch's threads shared out among them, and with the
-    caller's gradient mode. The first error is raised, after the pieces that have begun are done; others do not begin.
-    On another ``device`` than the CPU they run one after the other, since that does not wait for them anyway.
+    caller's gradient and inference mode. The first error is raised, after the pieces that have begun are done; others
+    do not begin. On another ``device`` than the CPU they run one after the other, since that does not wait for them
+    anyway.
     """
     threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     count = min(threads, len(pieces))
     if count < 2:
         return [piece() for piece in pieces]
-    gradients = torch.is_grad_enabled()
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
     def call(piece: Callable[[], Result]) -> Result:
-        with torch.set_grad_enabled(gradients):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return piece()
 
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, threads // count),))
