@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What other scanners and hands do to a moving image: placed, cropped, sliced, coloured anew; its truth is carried.
-=======
 """What other scanners and hands do to a moving image: placed, cropped, sliced and coloured anew, its truth with it.
->>>>>>> main
 
 Each condition takes a `Case` and gives another, whose moving points and labels fit its moving image.
 """
