@@ -169,6 +169,8 @@ def _content(*values: Any) -> str:
             digest.update(_transform_content(value))
         elif isinstance(value, np.ndarray):
             digest.update(value.tobytes())
+        elif value is not None:
+            raise TypeError(f"{type(value).__name__} has no content")
         digest.update(b"|")
     return digest.hexdigest()
 
@@ -227,7 +229,8 @@ def _look(
     cache: Cache,
 ) -> RegionPair | None:
     """Segment what the boxes ``around`` hold, into ``inputs``, and predict regions where the settings say so."""
-    images, content = (inputs.fixed, inputs.moving), _content(inputs)
+    images = (inputs.fixed, inputs.moving)
+    content = _content(*images)
     parts = bool(around) + bool(settings.anatomy)
     if around:
         with progress.stage("segment boxes", 1 / parts):
