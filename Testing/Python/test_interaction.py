@@ -115,7 +115,6 @@ def test_the_probe_finds_the_place_of_a_warped_phantom_in_both_directions(bench,
         assert "best match" in ui.probeLabel.text and "expected error" in ui.probeLabel.text
     composite = slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetSliceCompositeNode()
     assert composite.GetForegroundVolumeID() == section.probe.view._map.GetID()
-    bench.screenshot("/tmp/interact_probe.png")
     click(bench, ui.probeButton)
     assert slicer.app.layoutManager().layout == layout
     assert slicer.mrmlScene.GetFirstNodeByName("FoundationReg similarity") is None
@@ -143,7 +142,6 @@ def test_two_clicks_move_a_wrong_place_and_nothing_far_away(bench, registered):
     after = moved(transform, around)
     far = np.linalg.norm(around - pair["fixed"], axis=1) >= 40
     assert far.sum() > 100 and np.linalg.norm(after - before, axis=1)[far].max() < 0.2
-    bench.screenshot("/tmp/interact_pair.png")
     click(bench, ui.undoButton)
     settle(bench, registered)
     np.testing.assert_allclose(moved(transform, around), before, atol=1e-4)

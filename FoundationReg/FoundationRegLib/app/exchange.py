@@ -62,6 +62,7 @@ def save_found(result, folder: Path) -> dict:
         "loss": result.loss,
         "warnings": list(result.warnings),
         "features": {},
+        "kept": result.workspace is not None,
     }
     if not result.record["settings"].get("deformable", True) and result.linear.IsLinear():
         answer["matrix"] = affine_matrix(result.linear).tolist()
