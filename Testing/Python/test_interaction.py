@@ -100,12 +100,13 @@ def test_the_probe_finds_the_place_of_a_warped_phantom_in_both_directions(bench,
     click(bench, ui.probeButton)
     answers = []
     show = section.probe.view.show
+    print("VIEW", ui.probeLabel.text, section.session, section.session and section.session.alive)
     section.probe.view.show = lambda answer, point: (answers.append((answer, point)), show(answer, point))
     slicer.app.layoutManager().resetSliceViews()
     for view, place in [("Red", place) for place in PLACES] + [("Yellow", PLACES[0])]:
         count = len(answers)
         click_view(bench, view, place * (-1, -1, 1))
-        bench.wait_until(lambda count=count: len(answers) > count, 20)
+        bench.wait_until(lambda count=count: len(answers) > count, 60)
         answer, point = answers[-1]
         assert answer["side"] == ("fixed" if view == "Red" else "moving")
         truth = bend(np.asarray(point)) if view == "Red" else unbend(np.asarray(point)[None])[0]
