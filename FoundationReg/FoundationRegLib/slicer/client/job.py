@@ -277,7 +277,7 @@ class RegistrationJob:
             if request.apply_transform:
                 answer.warnings += self._carry(transform, before, answer.folded_percent)
         owner = transform if transform is not None else volume
-        owner.SetAttribute("FoundationReg.quality", event.get("quality", ""))
+        owner.SetAttribute(extras.RESULT, event.get("quality", ""))
         owner.SetAttribute("FoundationReg.verdict", (answer.record.get("trust") or {}).get("verdict", ""))
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
@@ -301,7 +301,7 @@ class RegistrationJob:
         owner = answer.transformNode if answer.transformNode is not None else answer.volumeNode
         if owner is None or owner.GetScene() is None:
             return
-        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute(extras.RESULT, answer.quality)
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"

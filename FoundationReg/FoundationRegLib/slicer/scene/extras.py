@@ -10,6 +10,7 @@ from __future__ import annotations
 import slicer
 
 ROLE = "FoundationReg."
+RESULT = ROLE + "quality"  # attribute of each owner
 OWNER_ROLE = ROLE + "owner"
 KIND = ROLE + "kind"  # attribute: of what kind an extra is
 FOLDER = ROLE + "folder"  # attribute of the subject hierarchy's folder
