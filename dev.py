@@ -252,11 +252,14 @@ def list_shipped_files() -> None:
 
 
 def write_public_address() -> None:
-    """Bring the index description in line with CMakeLists.txt, the one place that holds the project's address."""
+    """Bring the index description and the module in line with CMakeLists.txt, which holds the project's address."""
     homepage = re.search(r'EXTENSION_HOMEPAGE "([^"]+)"', (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))[1]
     path = ROOT / "Resources" / "FoundationReg.json"
     description = {**json.loads(path.read_text(encoding="utf-8")), "scm_url": f"{homepage}.git"}
     path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8", newline="\n")
+    module = ROOT / "FoundationReg" / "FoundationReg.py"
+    text = re.sub(r'(?m)^(HOMEPAGE = )".*"', rf'\1"{homepage}"', module.read_text(encoding="utf-8"))
+    module.write_text(text, encoding="utf-8", newline="\n")
 
 
 def main(arguments: list[str]) -> int:

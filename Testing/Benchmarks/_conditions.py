@@ -1,4 +1,4 @@
-"""What other scanners and hands do to a moving image: placed, cropped, sliced and coloured anew, with its truth carried.
+"""What other scanners and hands do to a moving image: placed, cropped, sliced and coloured anew, its truth with it.
 
 Each condition takes a `Case` and gives another, whose moving points and labels fit its moving image.
 """

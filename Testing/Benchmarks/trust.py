@@ -62,7 +62,9 @@ def main() -> int:
     told = table.anatomies != "cohort"
     model = table.model(thresholds(held_out[told], table.failed[told]))
     print(json.dumps(model, indent=2))
-    for low, high, words in zip((0, *model["thresholds"]), (*model["thresholds"], 1.01), ("right", "look", "wrong")):
+    for low, high, words in zip(
+        (0, *model["thresholds"]), (*model["thresholds"], 1.01), ("right", "look", "wrong"), strict=True
+    ):
         part = (held_out >= low) & (held_out < high)
         print(f"  {words:6} {part.sum():4} candidates, {int(table.failed[part].sum())} of them failed")
     if args.write:

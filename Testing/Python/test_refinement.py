@@ -124,7 +124,7 @@ def test_pull_and_curvature_are_the_derivatives_of_the_energy(every):
 
 def test_blocks_do_not_change_the_equations(monkeypatch):
     """However the lattice is cut, and whatever is left out because it has no weight."""
-    pair, weight = warped_pair(smooth_field(1.0)), torch.rand(SHAPE)
+    pair, weight = warped_pair(smooth_field(1.0)), torch.rand(SHAPE, generator=torch.Generator().manual_seed(1))
     weight[:, :7], weight[:, :, 21:], weight[11:15] = 0, 0, 0
     shift = torch.from_numpy(smooth_field(0.7, seed=9))
 

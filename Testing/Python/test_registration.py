@@ -236,7 +236,7 @@ def test_progress_runs_from_zero_to_one(bent):
 
 def test_previews_arrive_and_the_last_is_nearly_the_transform(bent):
     found, _, previews = bent
-    assert previews[0].stage == "search" and previews[-1].stage == "refine"
+    assert list(dict.fromkeys(preview.stage for preview in previews)) == ["align", "search", "refine"]
     misses = []
     for preview in (previews[0], previews[-1]):
         field = sitk.DisplacementFieldTransform(

@@ -54,11 +54,11 @@ def test_right_looks_right_and_wrong_looks_wrong(witness):
         assert score(witness, shift(TRUTH + wrong)) > right + 0.3
     turned = sitk.Euler3DTransform((0, 0, 0), 0.0, 0.0, 0.6, TRUTH.tolist())
     assert score(witness, turned) > right + 0.3
-    assert trust.Trust(score(witness, shift(TRUTH + [0, 30, 0]))).verdict == "wrong"
+    assert trust.Trust(score(witness, shift(TRUTH + np.array([0, 30, 0])))).verdict == "wrong"
 
 
 def test_the_score_grows_with_the_error(witness):
-    scores = [score(witness, shift(TRUTH + [mm, 0, 0])) for mm in (0, 2, 5, 8)]
+    scores = [score(witness, shift(TRUTH + np.array([mm, 0, 0]))) for mm in (0, 2, 5, 8)]
     assert scores == sorted(scores)
 
 

@@ -9,7 +9,7 @@ from .trust import Trust
 
 
 def describe(scores: dict[str, dict], found: Deformation, settings: Settings, trust: Trust) -> str:
-    """What the numbers mean for the user: whether the result can be trusted, folding, size of the deformation, similarity before and after."""
+    """What the numbers mean for the user: trust, folding, size of the deformation, similarity before and after."""
     after, before = scores["after"], scores["before"]
     length = found.displacement.norm(dim=0)
     mean, largest = float(length.mean()), float(length.max())
