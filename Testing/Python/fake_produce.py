@@ -31,6 +31,8 @@ def produce(files, settings, options, folder, progress, cache):
         if text == "kill always" or not list(path.parent.glob(f"{path.stem}.*.died")):
             note.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+    if text == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
     if text == "refuse":
         raise InputError("The fixed image is empty.")
     if text == "bug":

@@ -35,7 +35,7 @@ def numbers(outcome):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_workers_that_die_are_replaced_and_a_pair_that_ends_two_is_skipped(tmp_path):
     texts = {f"p{n}": f"text {n}" for n in range(8)}
-    texts |= {"once": "kill once", "always": "kill always", "hog": "memory", "bug": "bug"}
+    texts |= {"once": "kill once", "always": "kill always", "hog": "memory", "bug": "bug", "ctrl-c": "interrupt"}
     table = write_table(tmp_path, texts)
     states = []
     outcome = run(

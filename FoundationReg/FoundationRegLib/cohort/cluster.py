@@ -48,6 +48,7 @@ _WORKER_CONFIG = {
     "distributed.scheduler.worker-ttl": None,
     # Many workers that start at once, from a slow disk or on a busy machine, need their time.
     "distributed.comm.timeouts.connect": "120s",
+    "distributed.worker.preload": ["FoundationRegLib.cohort.interrupts"],
 }
 
 Rows = list[dict[str, Any]]
@@ -348,8 +349,12 @@ def _slurm_cluster(options_file: str, root: Path):
         raise InputError(f"The options in {options_file} do not fit: {' '.join(str(error).split())[:300]}") from None
     with cluster:
         # Kept at this number: jobs that end early, by a time limit or a fault, are replaced.
-        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        yield cluster
+        replacing = cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+        try:
+            yield cluster
+        finally:
+            # Else it may ask for new jobs while the cluster closes, which then waits for them.
+            replacing.stop()
 
 
 def read_slurm_options(path: str) -> tuple[int, dict[str, Any]]:
