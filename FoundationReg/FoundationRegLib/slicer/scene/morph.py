@@ -85,7 +85,7 @@ def _capture(path: Path) -> None:
     try:
         import ScreenCapture
     except ImportError:
-        if not slicer.app.layoutManager().viewport().grab().save(str(path)):
+        if not slicer.util.mainWindow().centralWidget().grab().save(str(path)):
             raise OSError(f"no picture of the views could be written to {path}") from None
         return
     ScreenCapture.ScreenCaptureLogic().captureImageFromView(None, str(path))
