@@ -52,7 +52,6 @@ from .session import Session
 IMAGE_KEYS = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels")
 PREVIEWS_WAITING = 2
 IDLE_SECONDS = 1800
-COMMANDS = ("register", "warm", "encoders", "download", "import", "verify", "remove")
 
 
 class Worker:
@@ -121,9 +120,10 @@ class Worker:
     def _answer(self, request: dict) -> None:
         number = self._current = request.get("id")
         try:
-            if request["command"] not in COMMANDS:
+            method = getattr(self, f"_do_{request['command']}", None)
+            if method is None:
                 raise InputError(f"The worker does not know the command {request['command'][:40]!r}.")
-            answer = getattr(self, f"_do_{request['command']}")(request)
+            answer = method(request)
             self.emit(number, "result", **answer)
         except FoundationRegError as error:
             self.emit(number, "error", kind=type(error).__name__, message=str(error))

@@ -169,6 +169,8 @@ def _content(*values: Any) -> str:
             digest.update(_transform_content(value))
         elif isinstance(value, np.ndarray):
             digest.update(value.tobytes())
+        elif value is not None:
+            raise TypeError(f"{type(value).__name__} has no content")
         digest.update(b"|")
     return digest.hexdigest()
 

@@ -119,8 +119,8 @@ def _remove_folder(folder: int) -> None:
 
 
 def _unsaved(owner) -> list:
-    volumes = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
-    return [node for node in volumes if node.GetNodeReference(OWNER_ROLE) is owner]
+    shown = slicer.util.getNodesByClass("vtkMRMLDisplayableNode")
+    return [node for node in shown if node.GetNodeReference(OWNER_ROLE) is owner]
 
 
 def _folder(hierarchy, owner) -> int:
