@@ -46,7 +46,7 @@ DOCUMENTATION = f"{HOMEPAGE}/blob/main/docs"
 #
 
 
-class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
+class FoundationReg(ScriptedLoadableModule):
     """Register 3-D images with the features of pretrained vision foundation models.
 
     The work is done in the package FoundationRegLib beside this file, by a process of its own.
@@ -54,8 +54,7 @@ class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
-        self._orphans = None
+        self._upkeep = None
         self.parent.title = "FoundationReg"
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
         self.parent.dependencies = []
@@ -76,36 +75,11 @@ class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
 
     def onStartupCompleted(self) -> None:
         """Called once, when all modules are loaded: whether or not the panel is ever opened."""
+        from FoundationRegLib.slicer.scene.upkeep import Upkeep
+
         registerSampleData()
-        scene = slicer.mrmlScene
-        for event, call in (
-            (scene.EndImportEvent, self.onSceneEndImport),
-            (scene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved),
-            (scene.NodeRemovedEvent, self.onNodeRemoved),
-        ):
-            if not self.hasObserver(scene, event, call):
-                self.addObserver(scene, event, call)
-
-    def onSceneEndImport(self, caller, event) -> None:
-        """Views of a loaded scene may show what was not saved."""
-        from FoundationRegLib.slicer.scene import views
-
-        views.repair()
-
-    @vtk.calldata_type(vtk.VTK_OBJECT)
-    def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
-        """What belongs to a result goes with it."""
-        if node is None or node.GetAttribute("FoundationReg.quality") is None or slicer.mrmlScene.IsClosing():
-            return
-        from FoundationRegLib.slicer.scene import extras
-
-        self._orphans = self._orphans or extras.Orphans()
-        self._orphans.collect(node)
-
-    def onNodeRemoved(self, caller, event) -> None:
-        if self._orphans is not None:
-            orphans, self._orphans = self._orphans, None
-            orphans.remove()
+        if self._upkeep is None:
+            self._upkeep = Upkeep(slicer.mrmlScene)
 
 
 #
@@ -113,58 +87,11 @@ class FoundationReg(ScriptedLoadableModule, VTKObservationMixin):
 #
 
 
-PHANTOM_SCHEME = "foundationreg-phantom:"
-PHANTOMS = ["PhantomFixed", "PhantomMoving"]
-
-
 def registerSampleData() -> None:
     """Add a pair from Slicer's own sample data, and one that is made on the spot, to the Sample Data module."""
-    import SampleData
-
-    icons = os.path.join(os.path.dirname(__file__), "Resources", "Icons")
-    SampleData.SampleDataLogic.registerCustomSampleDataCategory("FoundationReg", title="FoundationReg")
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="FoundationReg",
-        sampleName="FoundationRegPhantomPair",
-        thumbnailFileName=os.path.join(icons, "FoundationRegPhantomPair.png"),
-        uris=[PHANTOM_SCHEME + name for name in PHANTOMS],
-        fileNames=[f"FoundationReg-1-{name}.nrrd" for name in PHANTOMS],
-        nodeNames=PHANTOMS,
-        customDownloader=loadPhantomPair,
-    )
-    # SampleData.downloadSample() ignores customDownloader (SampleData.py, downloadFromSource), but rewrites URLs.
-    SampleData.SampleDataLogic.registerUrlRewriteRule("FoundationRegPhantom", phantomUrl)
-    base = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
-    hashes = [
-        "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95",
-        "1a64f3f422eb3d1c9b093d1a18da354b13bcf307907c66317e2463ee530b7a97",
-    ]
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="FoundationReg",
-        sampleName="FoundationRegBrainPair",
-        uris=[base + value for value in hashes],
-        fileNames=["RegLib_C01_1.nrrd", "RegLib_C01_2.nrrd"],
-        nodeNames=["MRBrainTumor1", "MRBrainTumor2"],
-        checksums=["SHA256:" + value for value in hashes],
-    )
-
-
-def phantomUrl(url: str) -> str:
-    """Make the phantom that ``url`` names and return the URL of its file; any other URL stays as it is."""
-    if not url.startswith(PHANTOM_SCHEME):
-        return url
     from FoundationRegLib.slicer.scene import samples
 
-    return samples.phantom_file(url.removeprefix(PHANTOM_SCHEME), slicer.app.temporaryPath).as_uri()
-
-
-def loadPhantomPair(source) -> list:
-    """Make the phantom pair, add it to the scene and return its two volume nodes, fixed and moving."""
-    import SampleData
-
-    volumes = SampleData.SampleDataLogic().downloadFromSource(source)
-    slicer.util.setSliceViewerLayers(*volumes, foregroundOpacity=0.5, fit=True)
-    return volumes
+    samples.register(os.path.join(os.path.dirname(__file__), "Resources", "Icons", "FoundationRegPhantomPair.png"))
 
 
 #

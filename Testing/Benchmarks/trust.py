@@ -17,7 +17,6 @@ saw neither the case nor, in the stricter figure, its kind of anatomy.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import sys
@@ -63,8 +62,9 @@ def main() -> int:
     told = table.anatomies != "cohort"
     model = table.model(thresholds(held_out[told], table.failed[told]))
     print(json.dumps(model, indent=2))
-    limits = (0, *model["thresholds"], 1.01)
-    for (low, high), words in zip(itertools.pairwise(limits), ("right", "look", "wrong"), strict=True):
+    for low, high, words in zip(
+        (0, *model["thresholds"]), (*model["thresholds"], 1.01), ("right", "look", "wrong"), strict=True
+    ):
         part = (held_out >= low) & (held_out < high)
         print(f"  {words:6} {part.sum():4} candidates, {int(table.failed[part].sum())} of them failed")
     if args.write:

@@ -155,7 +155,7 @@ def test_deeply_nested_landmarks_are_refused(tmp_path):
 
 
 def test_labels_that_a_spreadsheet_would_run_are_written_as_text(tmp_path):
-    labels = ('=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\tx", "plain")
+    labels = ('=HYPERLINK("http://x")', "+1+1", "-A1", "@SUM(A1)", "\tx", "plain")
     write_points(Points(np.zeros((6, 3)), labels), tmp_path / "a.csv")
     cells = [row.split(",")[0].strip('"') for row in (tmp_path / "a.csv").read_text().splitlines()[1:]]
     assert [cell[0] for cell in cells] == ["'", "'", "'", "'", "'", "p"]
@@ -185,7 +185,7 @@ def test_adam_refuses_settings_that_it_does_not_know(name):
 
 def test_two_initial_fields_in_different_places_have_two_keys():
     def key(transform):
-        return pipeline._content(Inputs(blob_image(), blob_image(), transform))
+        return pipeline._content(transform)
 
     fields = [field_transform(), field_transform(origin=(1, 0, 0)), field_transform(spacing=2.0)]
     shift = sitk.TranslationTransform(3, (1.0, 0.0, 0.0))
@@ -194,6 +194,8 @@ def test_two_initial_fields_in_different_places_have_two_keys():
     keys = [key(transform) for transform in (*fields, *composites, None)]
     assert len(set(keys)) == len(keys)
     assert key(field_transform()) == keys[0]
+    with pytest.raises(TypeError):  # what cannot be told apart must not share a key
+        pipeline._content(Inputs(blob_image(), blob_image()))
 
 
 def test_uncertainty_is_smaller_where_landmarks_hold_the_field():

@@ -16,6 +16,7 @@ from FoundationRegLib.encoders.box_decoder import build_box_decoder
 from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.features.box_masks import box_mask
 from FoundationRegLib.images.conversion import image_from_array
+from FoundationRegLib.images.transforms import affine_matrix
 from FoundationRegLib.registration import boxes
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.weights import store
@@ -179,9 +180,19 @@ def test_boxes_in_both_images_give_masks_and_the_start(without_weights):
     made = boxes.segment_boxes(images, (corners, corners + shift), Settings(), torch.device("cpu"))
     for mask, egg in zip(made, eggs, strict=True):
         assert overlap(sitk.GetArrayFromImage(mask) > 0, egg) > 0.9
-    start = boxes.box_start(*made)
+    start = boxes.box_start(corners, corners + shift)
     np.testing.assert_allclose(start.TransformPoint((0.0, 0.0, 0.0)), shift, atol=1.0)
     assert boxes.overlap(*made, start) > 0.85 > boxes.overlap(*made, sitk.Transform(3, sitk.sitkIdentity))
+
+
+def test_the_start_brings_box_to_box():
+    fixed, moving = np.array([[-10.0, 0, 5], [10, 30, 25]]), np.array([[40.0, -5, 0], [70, 25, 20]])
+    start = boxes.box_start(fixed, moving)
+    np.testing.assert_allclose([start.TransformPoint(p.tolist()) for p in fixed], moving, atol=1e-9)
+    centres = boxes.box_start(fixed, moving, affine=False)
+    np.testing.assert_allclose(centres.TransformPoint((0.0, 15, 15)), moving.mean(0), atol=1e-9)
+    wide = boxes.box_start(fixed, moving * 10)
+    assert np.diag(affine_matrix(wide)).max() == pytest.approx(1.6), "no anatomy is ten times as large"
 
 
 def test_a_box_around_nothing_is_refused(without_weights):

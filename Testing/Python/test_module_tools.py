@@ -79,7 +79,7 @@ def test_a_preset_of_ones_own_is_kept_shared_and_deleted(bench, panel, presets, 
     panel.panel.presets._refill()
     index = combo.findData(kept)
     assert combo.itemText(index) == "My livers!"
-    combo.currentIndex = combo.findData("default")
+    combo.currentIndex = combo.findData("fast")
     bench.process_events()
     assert node.smoothness != 3.5
     combo.currentIndex = index
@@ -122,3 +122,68 @@ def test_the_inverse_undoes_the_result_and_memory_is_released(bench, panel):
 def test_help_links_to_documentation_and_citation(loaded):
     text = slicer.app.moduleManager().module("FoundationReg").helpText
     assert "docs/slicer.md" in text and "arxiv.org/abs/2507.11569" in text
+
+
+def bent_result(panel, bench):
+    """The result of a run, with a transform whose displacement is known: (0, 0, 3 + 0.1 x) in RAS, over the volume."""
+    from FoundationRegLib.slicer.scene import nodes, results
+
+    fixed, _moving = prepare(panel, bench)
+    run(panel, bench)
+    transform = panel._parameterNode.outputTransform
+    grid = nodes.volume_grid(fixed).padded(8, 8)
+    points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
+    vectors = np.zeros((*grid.shape, 3))
+    vectors[..., 2] = 3 - 0.1 * points[..., 0]
+    transform.SetAndObserveTransformFromParent(results.grid_transform(vectors, grid))
+    return transform
+
+
+def test_the_body_surface_shows_displacement_and_jacobian(bench, panel):
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    transform = bent_result(panel, bench)
+    ui = panel.interactionUi
+    ui.interactionCollapsibleButton.collapsed = False
+    ui.surfaceComboBox.currentIndex = 1
+    bench.process_events()
+    model = next(node for node in slicer.util.getNodesByClass("vtkMRMLModelNode") if "Displacement" in node.GetName())
+    poly = model.GetPolyData()
+    points = vtk_to_numpy(poly.GetPoints().GetData())
+    values = vtk_to_numpy(poly.GetPointData().GetScalars())
+    assert len(points) > 50
+    np.testing.assert_allclose(values, np.abs(3 + 0.1 * points[:, 0]), atol=0.02)
+    bounds = np.zeros(6)
+    panel._parameterNode.fixedVolume.GetRASBounds(bounds)
+    assert (points > bounds[::2] - 4).all() and (points < bounds[1::2] + 4).all()
+    ui.arrowsCheckBox.checked = True
+    ui.surfaceComboBox.currentIndex = 2
+    bench.process_events()
+    model = next(node for node in slicer.util.getNodesByClass("vtkMRMLModelNode") if "Jacobian" in node.GetName())
+    np.testing.assert_allclose(vtk_to_numpy(model.GetPolyData().GetPointData().GetScalars()), 1.0, atol=0.01)
+    assert any("arrows" in node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLModelNode"))
+    ui.surfaceComboBox.currentIndex = 0
+    ui.arrowsCheckBox.checked = False
+    bench.process_events()
+    assert not [n for n in slicer.util.getNodesByClass("vtkMRMLModelNode") if transform.GetName() in n.GetName()]
+
+
+def test_the_morph_goes_from_before_to_after_and_leaves_everything_as_it_was(bench, panel, tmp_path):
+    from FoundationRegLib.slicer.scene import nodes
+    from FoundationRegLib.slicer.scene.morph import Morph, save_film
+    from PIL import Image
+
+    transform = bent_result(panel, bench)
+    moving = panel._parameterNode.movingVolume
+    parent, count = moving.GetParentTransformNode(), slicer.mrmlScene.GetNumberOfNodes()
+    morph = Morph(transform)
+    point = np.array([[2.0, 1.0, -3.0]])
+    for share, expected in ((0.0, 0.0), (0.5, 1.6), (1.0, 3.2)):
+        morph.show(share)
+        moved = nodes.transform_points(morph._node.GetTransformFromParent(), point) - point
+        np.testing.assert_allclose(moved[0], (0, 0, expected), atol=0.02)
+    save_film(morph, tmp_path / "film.gif", frames=6)
+    morph.close()
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames > 1
+    assert moving.GetParentTransformNode() is parent and slicer.mrmlScene.GetNumberOfNodes() == count

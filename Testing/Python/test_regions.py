@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from conftest import make_grid, rotation
 from FoundationRegLib.app import cli
+from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.encoders.anatomy import AnatomyNetwork, Frame
 from FoundationRegLib.images.conversion import grid_of, image_from_array
 from FoundationRegLib.registration import pipeline
@@ -149,6 +150,17 @@ def test_register_predicts_and_measures_without_any_label(tmp_path, own):
     before, after = (result.metrics[when]["predicted_dice"] for when in ("before", "after"))
     assert before < 0.7 and after > before + 0.1
     assert "dice" not in result.metrics["after"], "predictions are no labels of the user's"
+
+
+def test_regions_of_earlier_images_are_not_taken_for_these(tmp_path, own):
+    """As in Slicer's worker, which keeps a cache between registrations."""
+    settings, cache = Settings.from_preset("default", anatomy=str(own), **FAST), Cache()
+    fixed, moving = (sitk.ReadImage(str(path)) for path in shifted_images(tmp_path))
+    first = pipeline.register(fixed, moving, settings, cache=cache).regions
+    other = pipeline.register(moving, fixed, settings, cache=cache).regions
+    again = pipeline.register(fixed, moving, settings, cache=cache).regions
+    labels = [sitk.GetArrayFromImage(regions.fixed.labels) for regions in (first, other, again)]
+    assert (labels[0] != labels[1]).any() and (labels[0] == labels[2]).all()
 
 
 def test_the_command_line_writes_predicted_regions_and_removes_old_ones(tmp_path, own, capsys):

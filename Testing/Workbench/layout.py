@@ -280,6 +280,9 @@ class qMRMLLayoutManager(QObject):
     def mrmlScene(self):
         return self._scene
 
+    def viewport(self):
+        return self._viewport
+
     def layoutLogic(self):
         return self._logic
 

@@ -37,6 +37,8 @@ def register_into(
     share = 0.45 if options.backwards else 0.9
     with progress.stage("register", share):
         result = register(files["fixed"], files["moving"], chosen, progress=progress, cache=cache, **extras)
+    # Nobody asks or corrects here: the features' memory is free for the way back.
+    result.workspace = None
     scores = dict(result.metrics["after"])
     if result.uncertainty is not None:
         scores["uncertainty_mm"] = mean_uncertainty(result)

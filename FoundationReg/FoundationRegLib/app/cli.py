@@ -91,11 +91,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _unexpected(error: Exception) -> int:
     """Say in one sentence that something went wrong that nobody foresaw, and where its description lies."""
-    from .failure import ISSUES, write_log
+    from .failure import write_log
 
     place = write_log(error)
     kept = f"the details are in {place}" if place else f"it says: {' '.join(str(error).split())[:300]}"
-    complain(f"An unexpected error ({type(error).__name__}) stopped the work; {kept}. Please report it at {ISSUES}")
+    report = "Please report it on the project's page of issues."
+    complain(f"An unexpected error ({type(error).__name__}) stopped the work; {kept}. {report}")
     return UNEXPECTED
 
 

@@ -190,7 +190,9 @@ def timed(case: Case, settings: Settings, progress: Progress) -> tuple[result.Re
     """A registration of ``case`` and its seconds."""
     progress.seconds.clear()  # so that the record tells of this registration alone
     began = time.monotonic()
-    return pipeline.register(settings=settings, progress=progress, **vars(case)), time.monotonic() - began
+    found = pipeline.register(settings=settings, progress=progress, **vars(case))
+    found.workspace = None  # the next one needs the memory of its features
+    return found, time.monotonic() - began
 
 
 def linear_seconds(result: result.Registration) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 
+from ..core.files import replacing
 from ..core.grid import Grid
 
 
@@ -36,10 +36,8 @@ def load_transform(value):
 
 def save_array(path: Path, array: np.ndarray, grid: Grid) -> dict:
     """Write ``array`` and describe it as `load_image` reads it. The file appears whole or not at all."""
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as stream:
+    with replacing(path) as partial, open(partial, "wb") as stream:
         np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    os.replace(partial, path)
     return {"array": str(path), "affine": grid.affine.tolist()}
 
 
@@ -64,6 +62,7 @@ def save_found(result, folder: Path) -> dict:
         "loss": result.loss,
         "warnings": list(result.warnings),
         "features": {},
+        "kept": result.workspace is not None,
     }
     if not result.record["settings"].get("deformable", True) and result.linear.IsLinear():
         answer["matrix"] = affine_matrix(result.linear).tolist()

@@ -1,4 +1,4 @@
-"""What stays of an error that nobody expected: a log that a user can send, and where to send it."""
+"""What stays of an error that nobody expected: a log that a user can send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .. import __version__
 
-ISSUES = "https://github.com/FoundationReg/SlicerFoundationReg/issues"
 _MOST_LOGS = 20
 
 

@@ -6,13 +6,13 @@ import csv
 import errno
 import importlib.util
 import math
-import os
-import uuid
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..core import files
+from ..core.formats import harmless_cell
 from ..errors import FoundationRegError, InputError
 
 # What a row begins with, in the tables too. Numbers of the result follow.
@@ -115,7 +115,7 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[dict[str, Any]]) ->
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: value for name, value in row.items() if value is not None})
+            writer.writerow({name: harmless_cell(value) for name, value in row.items() if value is not None})
     return path
 
 
@@ -142,14 +142,11 @@ def replacing(path: Path):
 
     Raises `InputError` when the file cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(f"{path} cannot be written: {reason_of(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""File name extensions that are read and written."""
+"""File name extensions that are read and written, and what is written into tables."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def suffix_of(path: str | Path) -> str:
     """The extension in lower case; ``.nii.gz`` and ``.mrk.json`` count as one."""
     name = Path(path).name.lower()
     return next((suffix for suffix in _DOUBLE_SUFFIXES if name.endswith(suffix)), Path(name).suffix)
+
+
+def harmless_cell(value):
+    """``value`` for a cell of a .csv file: of a text that a spreadsheet would run as a formula, the text (OWASP)."""
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if risky and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

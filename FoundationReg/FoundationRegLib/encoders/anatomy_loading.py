@@ -93,6 +93,13 @@ def require_anatomy(id: str) -> None:
     store.require(entry(id))
 
 
+def anatomy_fingerprint(id: str) -> str:
+    """Names the state of the network's files; it changes when one of them does. Nothing is read but a description."""
+    own = own_description(id)
+    files = [own.path, own.file] if own else [path for path in [store.installed(entry(id))] if path]
+    return str([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
 def load_anatomy(id: str, device: str | torch.device = "cpu", progress: Progress | None = None) -> AnatomyNetwork:
     """The anatomy network ``id`` of the catalogue, or of the JSON file ``id``, with its weights checked.
 

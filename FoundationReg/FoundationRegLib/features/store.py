@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..core.files import replacing
 from ..core.grid import Grid
 from .raster import FeatureRaster
 
@@ -46,17 +45,15 @@ class FeatureStore:
     def put(self, key: str, raster: FeatureRaster) -> None:
         self.made += 1
         path = self._path(key)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         parts = {f"positions{axis}": torch.from_numpy(np.array(p, float)) for axis, p in enumerate(raster.positions)}
         parts["values"] = raster.values.contiguous()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room(raster.values.nbytes)
-            save_file(parts, temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                save_file(parts, temporary)
         except (OSError, SafetensorError):
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            return
 
     def _path(self, key: str) -> Path:
         return self.folder / (key + _SUFFIX)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import printable, reason, replacing
-from ..core.formats import POINT_SUFFIXES, suffix_of
+from ..core.formats import POINT_SUFFIXES, harmless_cell, suffix_of
 from ..errors import InputError
 from .contents import FARTHEST_MM, require_regular
 
@@ -174,7 +174,7 @@ def _csv_text(points: Points) -> str:
     header = ["label", "l", "p", "s"] if points.labels else ["x", "y", "z"]
     rows = points.array.round(6).tolist()
     return _joined(
-        [header, *([harmless(label), *row] for label, row in _labelled(points, rows))]
+        [header, *([harmless_cell(label), *row] for label, row in _labelled(points, rows))]
         if points.labels
         else [header, *rows]
     )
@@ -184,11 +184,6 @@ def _joined(rows) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
-
-
-def harmless(text: str) -> str:
-    """``text`` for a cell of a .csv file, so that a spreadsheet does not take it for a formula (OWASP)."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _labelled(points: Points, rows: list) -> list[tuple[str, list]]:

@@ -19,7 +19,8 @@ def in_threads(pieces: Sequence[Callable[[], Result]], device: str | torch.devic
 
     Pieces must not change what others read. Each runs with torch's threads shared out among them, and with the
     caller's gradient and inference mode. The first error is raised, after the pieces that have begun are done; others
-    do not begin. On another ``device`` than the CPU they run one after the other, since that does not wait for them.
+    do not begin. On another ``device`` than the CPU they run one after the other, since that does not wait for them
+    anyway.
     """
     threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     count = min(threads, len(pieces))

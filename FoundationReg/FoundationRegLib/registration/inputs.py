@@ -24,7 +24,8 @@ PointsLike = str | Path | np.ndarray
 class Inputs:
     """Both images and what comes with them; ``warnings`` says what was repaired.
 
-    ``*_box_mask``: what the user's box holds, segmented by `boxes.segment_boxes`.
+    ``*_box``: the user's box (2, 3), its low and high corner in LPS mm. ``*_box_mask``: what it holds, segmented by
+    `boxes.segment_boxes`.
     """
 
     fixed: sitk.Image
@@ -38,6 +39,8 @@ class Inputs:
     moving_labels: sitk.Image | None = None
     fixed_points: np.ndarray | None = None
     moving_points: np.ndarray | None = None
+    fixed_box: np.ndarray | None = None
+    moving_box: np.ndarray | None = None
     fixed_box_mask: sitk.Image | None = None
     moving_box_mask: sitk.Image | None = None
     warnings: list[str] = field(default_factory=list)

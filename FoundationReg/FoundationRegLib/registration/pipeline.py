@@ -18,7 +18,7 @@ from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
-from ..encoders.anatomy_loading import anatomy_names, require_anatomy
+from ..encoders.anatomy_loading import anatomy_fingerprint, anatomy_names, require_anatomy
 from ..encoders.loading import require
 from ..errors import InputError, OutOfMemory
 from ..images.conversion import grid_of
@@ -169,6 +169,8 @@ def _content(*values: Any) -> str:
             digest.update(_transform_content(value))
         elif isinstance(value, np.ndarray):
             digest.update(value.tobytes())
+        elif value is not None:
+            raise TypeError(f"{type(value).__name__} has no content")
         digest.update(b"|")
     return digest.hexdigest()
 
@@ -227,17 +229,20 @@ def _look(
     cache: Cache,
 ) -> RegionPair | None:
     """Segment what the boxes ``around`` hold, into ``inputs``, and predict regions where the settings say so."""
-    images, content = (inputs.fixed, inputs.moving), _content(inputs)
+    images, content = (inputs.fixed, inputs.moving), _content(inputs.fixed, inputs.moving)
+    names = [f"{side}_{what}" for side in ("fixed", "moving") for what in ("intensity", "window")]
+    seen_as = [getattr(settings, name) for name in names]
     parts = bool(around) + bool(settings.anatomy)
     if around:
         with progress.stage("segment boxes", 1 / parts):
-            key = ("boxes", content, around[0].tobytes(), around[1].tobytes())
+            key = ("boxes", content, str(seen_as), *(box.tobytes() for box in around))
             masks = cache.get(key, lambda: boxes.segment_boxes(images, around, settings, device, progress))
+        inputs.fixed_box, inputs.moving_box = around
         inputs.fixed_box_mask, inputs.moving_box_mask = masks
     if not settings.anatomy:
         return None
     with progress.stage("predict regions", 1 / parts):
-        key = ("regions", content, settings.anatomy, settings.fixed_intensity, settings.moving_intensity)
+        key = ("regions", content, str(seen_as), settings.anatomy, anatomy_fingerprint(settings.anatomy))
         return cache.get(key, lambda: predict_pair(images, settings, device, progress))
 
 
@@ -254,7 +259,7 @@ def _align(
     with progress.stage("start", 0.25):
         given = inputs.initial
         if given is None and inputs.fixed_box_mask is not None:
-            given = boxes.box_start(inputs.fixed_box_mask, inputs.moving_box_mask)
+            given = boxes.box_start(inputs.fixed_box, inputs.moving_box, settings.affine)
         start = linear.start_transform(
             *sides, settings.start, given, settings.seed, progress, settings.affine,
             on_found=lambda transform: _show(transform, inputs.fixed, progress),

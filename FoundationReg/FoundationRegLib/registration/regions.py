@@ -25,8 +25,8 @@ from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import affine_transform
 from ..settings import Settings
 
-# Mean probability of what was named, from which a prediction is believed. Seen (brainchop, 50 regions): brains 0.87 and
-# 0.85, upside down 0.62.
+# Mean probability of what was named, from which a prediction is believed. Seen with brainchop's 50 regions: two brains,
+# 0.87 and 0.85.
 _LEAST_CERTAINTY = 0.7
 # Share of the network's structures that must be there, where it sees them on both images.
 _LEAST_FOUND = 0.3

@@ -135,12 +135,15 @@ def build_result(
         record["anatomy"] = {"network": regions.network, "sha256": regions.sha256, "believed": regions.believed}
     boxed = (inputs.fixed_box_mask, inputs.moving_box_mask) if inputs.fixed_box_mask is not None else None
     pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
+    workspace = None
+    # The features were taken after the linear stage: they say nothing about a result without it.
+    if settings.deformable and trust.kept != "before":
+        workspace = Workspace(inputs, linear, settings, deformation, transform, lattice)
     return Registration(
         fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
         record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
         uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings, regions=regions,
-        box_masks=boxed, trust=trust,
-        workspace=Workspace(inputs, linear, settings, deformation, transform, lattice) if settings.deformable else None,
+        box_masks=boxed, trust=trust, workspace=workspace,
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class RegistrationJob:
         """End the worker and everything that it started; every node is as it was."""
         if self.running and self.result is not None:
             self._channel.process.send("cancel", target=self._number)
-            self._leave_unmeasured("The result was not measured.")
+            self._leave_unmeasured(_("The result was not measured."))
         elif self.running:
             self._channel.kill()
             self._end(CANCELLED, Cancelled(_("The registration was cancelled; nothing was changed.")))
@@ -185,7 +185,8 @@ class RegistrationJob:
         elif kind == "found":
             self._take_found(event)
         elif kind == "error" and self.result is not None:
-            self._leave_unmeasured(f"The result could not be measured: {event.get('message', '')}")
+            text = _("The result could not be measured: {message}")
+            self._leave_unmeasured(text.format(message=event.get("message", "")))
         elif kind == "error":
             error = as_exception(event)
             self._end(CANCELLED if isinstance(error, Cancelled) else FAILED, error, details=event.get("details", ""))
@@ -262,7 +263,7 @@ class RegistrationJob:
             transform = scene.AddNewNodeByClass(kind, scene.GenerateUniqueName(name))
         if volume is None and request.create_volume:
             volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
-        answer = RegistrationResult(transform, volume, run=None if event.get("matrix") else self._number)
+        answer = RegistrationResult(transform, volume, run=self._number if event.get("kept") else None)
         answer.record, answer.warnings = event.get("record") or {}, list(event.get("warnings", []))
         answer.metrics = event.get("metrics") or {"after": {"folded_percent": event.get("folded_percent", 0.0)}}
         if transform is not None:
@@ -276,7 +277,7 @@ class RegistrationJob:
             if request.apply_transform:
                 answer.warnings += self._carry(transform, before, answer.folded_percent)
         owner = transform if transform is not None else volume
-        owner.SetAttribute("FoundationReg.quality", event.get("quality", ""))
+        owner.SetAttribute(extras.RESULT, event.get("quality", ""))
         owner.SetAttribute("FoundationReg.verdict", (answer.record.get("trust") or {}).get("verdict", ""))
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
@@ -300,7 +301,7 @@ class RegistrationJob:
         owner = answer.transformNode if answer.transformNode is not None else answer.volumeNode
         if owner is None or owner.GetScene() is None:
             return
-        owner.SetAttribute("FoundationReg.quality", answer.quality)
+        owner.SetAttribute(extras.RESULT, answer.quality)
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"

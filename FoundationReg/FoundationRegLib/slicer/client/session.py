@@ -12,14 +12,15 @@ from .channel import Channel
 
 
 class Session:
-    """The registration ``run`` (`RegistrationResult.run`) of ``fixed`` and ``moving``, as long as the worker has it.
+    """The ``run`` (`RegistrationResult.run`) that filled ``transform`` from ``fixed`` to ``moving``, while it is kept.
 
     Points are LPS mm in the local coordinates of the volumes. Answers come later, through `Channel.pump`: each method
     takes a function that gets the worker's answer as a dictionary, or the error.
     """
 
-    def __init__(self, channel: Channel, run: int, fixed, moving):
-        self._channel, self.run, self.fixed, self.moving = channel, run, fixed, moving
+    def __init__(self, channel: Channel, run: int, fixed, moving, transform):
+        self._channel, self.run = channel, run
+        self.fixed, self.moving, self.transform = fixed, moving, transform
         self._process = channel.process.pid
         self._probing: int | None = None
         self._next_probe: tuple | None = None

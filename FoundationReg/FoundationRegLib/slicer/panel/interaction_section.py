@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import qt
 import slicer
 from slicer.i18n import tr as _
 
 from ...errors import Cancelled
 from ..client.session import Session
-from ..scene import results
+from ..scene import nodes, results
 from ..scene.landmark_pairs import LandmarkPairs, PairState, follow, make_list
 from ..scene.regions import box_of
 from ..scene.review import find_owner
 from .pairs_table import PairsTable
 from .placing import PointPlacer
 from .probe_section import ProbeSection
+from .space_section import SpaceSection
 
 MEASURE_DELAY_MS = 1500
 CHANGE_DELAY_MS = 150
@@ -60,6 +62,7 @@ class InteractionSection:
         self._measure = _single_shot(MEASURE_DELAY_MS, self._askMeasures)
         self.probe = ProbeSection(ui, lambda: self.session if self.ready else None, self.update)
         self._table = PairsTable(ui.pairsTable, self._onSwitched)
+        self.space = SpaceSection(ui, lambda: self.transform, say)
         self._connect()
         self.update()
 
@@ -99,6 +102,7 @@ class InteractionSection:
         """A run put its transform into ``owner``; ``session`` asks the worker about it. Pairs are obeyed again."""
         self.session, self._owner, self._good, self._regions = session, owner, None, 0
         self._ui.probeButton.checked = False
+        self.space.refresh()
         self._follow()
         self.update()
         if self.pairs is not None and self.pairs.complete() and self._parameters.guideWithLandmarks:
@@ -123,6 +127,7 @@ class InteractionSection:
         self._delay.stop()
         self._measure.stop()
         self._placer.stop()
+        self.space.leave()
         for button in (self._ui.probeButton, self._ui.addPairButton, self._ui.pinButton):
             button.checked = False
 
@@ -172,6 +177,7 @@ class InteractionSection:
         ui.probeEncoderComboBox.enabled = ready
         ui.undoButton.enabled, ui.redoButton.enabled = ready and bool(self._past), ready and bool(self._future)
         ui.refineHereButton.enabled = ready
+        self.space.update()
         self.probe.fillEncoders(self._owner if self.transform is not None else None)
         self._table.fill(self._known, self._fits)
         ui.removePairButton.enabled = bool(self._known)
@@ -233,8 +239,21 @@ class InteractionSection:
     def addPair(self, fixed_world, moving_world) -> None:
         """What is shown at ``moving_world`` belongs to ``fixed_world``; both RAS in the scene."""
         pairs = self.ensurePairs()
-        pairs.add(fixed_world, moving_world)
+        pairs.add(fixed_world, self._moving_place(moving_world))
         self._takeChange()
+
+    def _moving_place(self, shown):
+        """Where the list of moving points has the place of the moving volume that is ``shown`` at a RAS point."""
+        session = self.session
+        parent = session.moving.GetParentTransformNode()
+        if parent is session.transform:
+            return shown
+        # A copy through the transform is shown; the volume itself lies elsewhere.
+        chains = (nodes.chain_between(None, session.transform), nodes.chain_between(parent, None))
+        point = np.reshape(shown, (1, 3))
+        for chain in chains:
+            point = nodes.transform_points(chain, point)
+        return point[0]
 
     def _onRemove(self, _clicked=False) -> None:
         rows = self._table.chosen()
@@ -277,13 +296,14 @@ class InteractionSection:
         self._step(self._future, self._past)
 
     def _step(self, source: list, target: list) -> None:
-        if not source or self.pairs is None or not self.pairs.valid:
+        if not source or (self.pairs is not None and not self.pairs.valid):
             return
         target.append((self._known, self._regions))
         self._known, self._regions = source.pop()
         self._filling = True
         try:
-            self.pairs.restore(self._known)
+            if self.pairs is not None:
+                self.pairs.restore(self._known)
         finally:
             self._filling = False
         self._delay.stop()
@@ -300,14 +320,14 @@ class InteractionSection:
             self._say(_("The pairs are kept; encode again to make the transform obey them."))
             return
         self._begin()
-        self.session.correct(self.pairs.for_worker(), self._regions, self._show, self._answered)
+        pairs = self.pairs.for_worker() if self.pairs is not None else []
+        self.session.correct(pairs, self._regions, self._show, self._answered)
 
     def _onRefine(self, _clicked=False) -> None:
         region = self._ui.regionSelector.currentNode()
         if region is None or not self.ready:
             self._say(_("Choose or create a region of interest first."))
             return
-        self.ensurePairs()
         self._past.append((self._known, self._regions))
         self._future = []
         self._begin()
@@ -327,7 +347,9 @@ class InteractionSection:
         self._regions = event.get("regions", self._regions)
         self._fits = list(zip(event["residuals"], event["conflicts"], strict=True))
         self._table.fill(self._known, self._fits)
-        self._changed()
+        self.space.refresh()
+        if self.probe.view is None:
+            self._changed()
 
     def _answered(self, event: dict | Exception) -> None:
         if isinstance(event, Exception):

@@ -266,7 +266,8 @@ class Panel:
         self.review.setOwner(owner, show=True, fit=first)
         session = None
         if result.run is not None and result.transformNode is not None:
-            session = Session(self._logic.channel, result.run, node.fixedVolume, node.movingVolume)
+            nodes = (node.fixedVolume, node.movingVolume, result.transformNode)
+            session = Session(self._logic.channel, result.run, *nodes)
         self.interaction.setResult(session, owner)
         hide_handles(node.initialTransform)
 

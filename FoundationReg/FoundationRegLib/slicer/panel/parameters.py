@@ -124,8 +124,17 @@ def volume_options(parameters) -> dict:
     return options
 
 
+def landmarks_of(parameters) -> tuple:
+    """Both lists of landmarks and whether they guide; lists that hold nothing are as good as none."""
+    lists = (parameters.fixedLandmarks, parameters.movingLandmarks)
+    if all(lists) and not any(markups.GetNumberOfControlPoints() for markups in lists):
+        return None, None, False
+    return (*lists, parameters.guideWithLandmarks)
+
+
 def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
     """The registration that the parameters describe."""
+    fixed_points, moving_points, guides = landmarks_of(parameters)
     return RegistrationRequest(
         fixed=parameters.fixedVolume,
         moving=parameters.movingVolume,
@@ -142,10 +151,10 @@ def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
         exclude_moving=parameters.excludeMoving,
         fixed_labels=parameters.fixedLabels,
         moving_labels=parameters.movingLabels,
-        fixed_points=parameters.fixedLandmarks,
-        moving_points=parameters.movingLandmarks,
+        fixed_points=fixed_points,
+        moving_points=moving_points,
         guide_with_labels=parameters.guideWithLabels,
-        guide_with_points=parameters.guideWithLandmarks,
+        guide_with_points=guides,
         volume=volume_options(parameters),
         carry=carry,
         jacobian=parameters.makeJacobian,

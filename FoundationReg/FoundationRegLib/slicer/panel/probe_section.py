@@ -42,7 +42,7 @@ class ProbeSection:
     def _onProbe(self, wanted: bool) -> None:
         session = self._session()
         if wanted and session is not None:
-            self.view, self._asked = ProbeView(session.fixed, session.moving), None
+            self.view, self._asked = ProbeView(session.fixed, session.moving, session.transform), None
             self.view.open()
             self._placer.watch(self.ask)
             self._ui.probeLabel.text = _("Click in either view, or move the crosshair with Shift.")
@@ -59,7 +59,7 @@ class ProbeSection:
             return
         self._asked = ras, view
         side = self.view.side_of(view)
-        point = self.view.to_local(session.fixed if side == "fixed" else session.moving, ras)
+        point = self.view.to_local(self.view.volume_of(side), ras)
 
         def answer(found: dict | Exception) -> None:
             if isinstance(found, Exception):

@@ -80,3 +80,4 @@ class ToolButtons:
         channel.close()
         self._say(_("The memory is released; the next run loads models and features again."))
         self._released()
+        self.update()

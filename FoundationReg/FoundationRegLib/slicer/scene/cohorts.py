@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-import uuid
 from pathlib import Path
 
 import slicer
 
+from ...core.files import replacing
+from ...core.formats import harmless_cell
 from ...errors import InputError
 from .nodes import check_volume
 
@@ -29,15 +29,13 @@ def write_pairs(pairs: list[tuple], folder: Path) -> Path:
             check_volume(node, role)
             files[node.GetID()] = write_volume(node, volumes, len(files))
     table = folder / TABLE
-    temporary = table.with_name(f".{uuid.uuid4().hex}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "fixed", "moving"])
         for n, (fixed, moving) in enumerate(pairs, start=1):
             name = f"{n} {moving.GetName()} to {fixed.GetName()}"
             paths = (files[node.GetID()].relative_to(folder).as_posix() for node in (fixed, moving))
-            writer.writerow([name, *paths])
-    os.replace(temporary, table)
+            writer.writerow([harmless_cell(name), *paths])
     return table
 
 

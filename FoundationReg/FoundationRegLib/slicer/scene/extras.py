@@ -10,6 +10,7 @@ from __future__ import annotations
 import slicer
 
 ROLE = "FoundationReg."
+RESULT = ROLE + "quality"  # attribute of each owner
 OWNER_ROLE = ROLE + "owner"
 KIND = ROLE + "kind"  # attribute: of what kind an extra is
 FOLDER = ROLE + "folder"  # attribute of the subject hierarchy's folder
@@ -118,8 +119,8 @@ def _remove_folder(folder: int) -> None:
 
 
 def _unsaved(owner) -> list:
-    volumes = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
-    return [node for node in volumes if node.GetNodeReference(OWNER_ROLE) is owner]
+    shown = slicer.util.getNodesByClass("vtkMRMLDisplayableNode")
+    return [node for node in shown if node.GetNodeReference(OWNER_ROLE) is owner]
 
 
 def _folder(hierarchy, owner) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import slicer
 
 from ...core.grid import Grid
-from . import extras, nodes, results
+from . import copies, extras, nodes, results
 
 LOWEST_SHOWN = 0.25
 MATCH_COLOR, TRANSFORM_COLOR, POINT_COLOR = (0.1, 0.9, 0.2), (1.0, 0.75, 0.0), (0.2, 0.8, 1.0)
@@ -16,12 +16,12 @@ _SIDES = ("fixed", "moving")
 class ProbeView:
     """Fixed and moving volume side by side, and what an encoder says about one point of them.
 
-    The other image is shown where it lies, that is through the transform when it lies under it, so that both views show
-    the same place. `close` puts layout, layers and links back as they were and removes all that was added.
+    The moving image is shown through ``transform``, so that both views show the same place: itself where it lies under
+    it, else a copy. `close` puts layout, layers and links back as they were and removes all that was added.
     """
 
-    def __init__(self, fixed, moving):
-        self.fixed, self.moving = fixed, moving
+    def __init__(self, fixed, moving, transform):
+        self.fixed, self.moving, self._transform, self._copy = fixed, moving, transform, None
         self._map = self._point = self._marks = None
         self._before: list[tuple] = []
         self._layout: int | None = None
@@ -32,6 +32,8 @@ class ProbeView:
         if self.shown:
             return
         self.shown = True
+        if self.moving.GetParentTransformNode() is not self._transform:
+            self._copy = copies.hidden_copy(self.moving, self._transform, "probed")
         layout = slicer.app.layoutManager()
         self._layout = layout.layout if isinstance(layout.layout, int) else layout.layout()
         for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
@@ -42,7 +44,7 @@ class ProbeView:
         slices = [(node, node.GetOrientation()) for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")]
         self._orientations = [(node, text) for node, text in slices if node.GetLayoutName() in ("Red", "Yellow")]
         layout.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutSideBySideView)
-        for name, volume in zip(("Red", "Yellow"), (self.fixed, self.moving), strict=True):
+        for name, volume in zip(("Red", "Yellow"), (self.fixed, self.shown_moving), strict=True):
             logic = layout.sliceWidget(name).sliceLogic()
             composite = logic.GetSliceCompositeNode()
             with slicer.util.NodeModify(composite):
@@ -55,6 +57,15 @@ class ProbeView:
             composite.SetLinkedControl(True)
             composite.SetHotLinkedControl(True)
 
+    @property
+    def shown_moving(self):
+        """What stands for the moving volume in the views."""
+        return self._copy or self.moving
+
+    def volume_of(self, side: str):
+        """What is shown of the volume ``side``."""
+        return self.fixed if side == "fixed" else self.shown_moving
+
     def side_of(self, view_name: str) -> str:
         """Which volume the slice view of that name shows."""
         return "moving" if view_name == "Yellow" else "fixed"
@@ -64,7 +75,7 @@ class ProbeView:
         if not self.valid:
             return
         side = answer["side"]
-        asked, other = (self.fixed, self.moving) if side == "fixed" else (self.moving, self.fixed)
+        asked, other = self.volume_of(side), self.volume_of("moving" if side == "fixed" else "fixed")
         self._show_map(*answer["similarity"], other, "Yellow" if side == "fixed" else "Red")
         places = [(asked, point_local, "asked"), (other, answer["match"], answer["encoder"]),
                   (other, answer["transform"], "transform")]  # fmt: skip
@@ -146,6 +157,7 @@ class ProbeView:
         for node in (self._map, self._marks):
             if node is not None and node.GetScene() is not None:
                 extras.remove(node)
+        copy, self._copy = self._copy, None
         self._map = self._marks = None
         if not self.shown:
             return
@@ -164,6 +176,8 @@ class ProbeView:
             if node.GetScene() is not None:
                 node.SetOrientation(text)
         self._before = []
+        if copy is not None:
+            copies.remove_copy(copy)
         slicer.app.layoutManager().setLayout(self._layout)
 
 

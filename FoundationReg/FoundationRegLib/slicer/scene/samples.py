@@ -14,6 +14,12 @@ import numpy as np
 from ...core.grid import Grid
 
 FIXED_NAME, MOVING_NAME = "PhantomFixed", "PhantomMoving"
+CATEGORY, SCHEME = "FoundationReg", "foundationreg-phantom:"
+BRAINS = {  # node name -> file name and SHA256, in Slicer's own sample data
+    "MRBrainTumor1": ("RegLib_C01_1.nrrd", "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95"),
+    "MRBrainTumor2": ("RegLib_C01_2.nrrd", "1a64f3f422eb3d1c9b093d1a18da354b13bcf307907c66317e2463ee530b7a97"),
+}
+BRAINS_ADDRESS = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
 # Grey values of air, skin, skull, cerebrospinal fluid, grey matter, white matter, deep nuclei and a lesion.
 FIXED_GREY = np.array([0, 350, 50, 110, 270, 420, 330, 190], np.float32)
 MOVING_GREY = np.array([0, 260, 40, 70, 400, 290, 350, 560], np.float32)
@@ -101,6 +107,51 @@ def make_pair() -> dict[str, tuple[np.ndarray, Grid]]:
         FIXED_NAME: (_scan(tissue(_points(fixed)), FIXED_GREY, 1), fixed),
         MOVING_NAME: (_scan(tissue(origin), MOVING_GREY, 2), moving),
     }
+
+
+def register(thumbnail: str) -> None:
+    """Offer the phantom pair and a pair of brains in Slicer's module Sample Data."""
+    import SampleData
+
+    logic = SampleData.SampleDataLogic
+    names = [FIXED_NAME, MOVING_NAME]
+    logic.registerCustomSampleDataCategory(CATEGORY, title=CATEGORY)
+    logic.registerCustomSampleDataSource(
+        category=CATEGORY,
+        sampleName="FoundationRegPhantomPair",
+        thumbnailFileName=thumbnail,
+        uris=[SCHEME + name for name in names],
+        fileNames=[f"FoundationReg-1-{name}.nrrd" for name in names],
+        nodeNames=names,
+        customDownloader=load_pair,
+    )
+    # SampleData.downloadSample() ignores customDownloader (SampleData.py, downloadFromSource), but rewrites addresses.
+    logic.registerUrlRewriteRule("FoundationRegPhantom", phantom_address)
+    logic.registerCustomSampleDataSource(
+        category=CATEGORY,
+        sampleName="FoundationRegBrainPair",
+        uris=[BRAINS_ADDRESS + digest for _name, digest in BRAINS.values()],
+        fileNames=[name for name, _digest in BRAINS.values()],
+        nodeNames=list(BRAINS),
+        checksums=[f"SHA256:{digest}" for _name, digest in BRAINS.values()],
+    )
+
+
+def phantom_address(url: str) -> str:
+    """Make the phantom that ``url`` names and return the URL of its file; any other URL stays as it is."""
+    import slicer
+
+    return phantom_file(url.removeprefix(SCHEME), slicer.app.temporaryPath).as_uri() if url.startswith(SCHEME) else url
+
+
+def load_pair(source) -> list:
+    """What a click on the sample does: load both volumes and show them; returns the nodes, fixed and moving."""
+    import SampleData
+    import slicer
+
+    volumes = SampleData.SampleDataLogic().downloadFromSource(source)
+    slicer.util.setSliceViewerLayers(*volumes, foregroundOpacity=0.5, fit=True)
+    return volumes
 
 
 def phantom_file(name: str, folder: str | Path) -> Path:
