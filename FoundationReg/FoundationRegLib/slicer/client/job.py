@@ -322,7 +322,7 @@ class RegistrationJob:
         if "uncertainty" in arrays:
             node = extras.make(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
             results.set_uncertainty(node, *arrays["uncertainty"], request.fixed.GetParentTransformNode())
-        for kind in ("metrics", "jacobian", "uncertainty"):
+        for kind in ("jacobian", "uncertainty"):
             if (node := extras.find(owner, kind)) is not None and node.GetSaveWithScene():
                 extras.file_away(owner, node)
         if not request.features:

@@ -292,6 +292,7 @@ def set_metrics(owner, metrics: dict[str, dict], names: dict[int, str], name: st
     rows = metric_rows(metrics, names)
     titles, before, after = zip(*rows, strict=True) if rows else ((), (), ())
     set_table(table, {"Metric": list(titles), "Before": list(before), "After": list(after)})
+    extras.file_away(owner, table)
     return table
 
 
