@@ -108,7 +108,9 @@ def measured(method: str, fixed: Path, moving: Path, device: str, threads: int) 
 
 
 def run_own(method: str, fixed: Path, moving: Path, device: str, threads: int, transform: Path) -> dict:
-    """The command line of FoundationReg, with its stages' CPU seconds counted."""
+    """The command line of FoundationReg, and how busy the cores were."""
+    # As the command line says itself; but here torch is there before it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from FoundationRegLib.app import cli
     from FoundationRegLib.registration import pipeline
     from FoundationRegLib.settings import preset_names
