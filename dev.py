@@ -2,7 +2,8 @@
 """Set up FoundationReg and run it. Needs nothing but Python 3.11 or 3.12, on Linux, macOS or Windows.
 
     python dev.py demo                 register two real volumes and open the report
-    python dev.py register A B -o DIR  any command of foundationreg: register, apply, encoders, evaluate, presets
+    python dev.py register A B -o DIR  any command of foundationreg: register, apply, encoders, evaluate, presets,
+                                       batch, compare, sequence
     python dev.py workbench            the module's window, without Slicer
     python dev.py test [ARGUMENTS]     style and the whole test suite; arguments go to pytest
     python dev.py benchmark [NAME]     speed, memory and accuracy
@@ -32,6 +33,7 @@ VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "foundationreg-setup.json"
 SUPPORTED = ((3, 12), (3, 11))
 CLI_COMMANDS = ("demo", "register", "apply", "encoders", "evaluate", "presets")
+BATCH_COMMANDS = ("batch", "compare", "sequence")
 
 # What Qt and VTK load at run time on Linux, and the Debian package that brings it.
 SYSTEM_LIBRARIES = {
@@ -277,6 +279,10 @@ def main(arguments: list[str]) -> int:
             return 0
         if command in CLI_COMMANDS:
             set_up("run")
+            return call("-m", "FoundationRegLib.app.cli", command, *rest)
+        if command in BATCH_COMMANDS:
+            set_up("run")
+            set_up("batch")
             return call("-m", "FoundationRegLib.app.cli", command, *rest)
     except KeyboardInterrupt:
         return 130
