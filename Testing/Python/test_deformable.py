@@ -263,8 +263,8 @@ def test_more_error_is_expected_where_nothing_is_to_be_seen():
 
 
 def test_expected_error_grows_with_both_of_its_sources():
-    spread, doubt = torch.tensor([3.0, 3.0, 6.0]), torch.tensor([0.0, 4.0, 8.0])
-    error = deformable.expected_error(spread, doubt)
+    deviation, inconsistency = torch.tensor([3.0, 3.0, 6.0]), torch.tensor([0.0, 4.0, 8.0])
+    error = deformable.expected_error(deviation, inconsistency)
     torch.testing.assert_close(error / error[0], torch.tensor([1.0, 5 / 3, 10 / 3]))
 
 

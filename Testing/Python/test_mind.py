@@ -8,11 +8,11 @@ import torch
 from FoundationRegLib.encoders import mind
 from FoundationRegLib.encoders.base import VolumeEncoder
 from FoundationRegLib.encoders.loading import load_encoder
-from FoundationRegLib.encoders.mind import MIRRORED, PAIRS, Mind, bell_mean, box_mean
+from FoundationRegLib.encoders.mind import MIRRORED, PAIRS, Mind, binomial_mean, box_mean
 from scipy import ndimage, special
 
 
-def by_definition(image, radius, dilation, bell=False, couples=()):
+def by_definition(image, radius, dilation, binomial=False, couples=()):
     """Heinrich 2013, equations 2 to 4, term by term; the image goes on beyond its border as at its border.
 
     With ``couples``, distances of these pairs of neighbours are averaged with those on the voxel's other side.
@@ -24,7 +24,7 @@ def by_definition(image, radius, dilation, bell=False, couples=()):
         return padded[tuple(slice(border + o, border + o + n) for o, n in zip(offset, image.shape, strict=True))]
 
     box = np.array(list(itertools.product(range(-radius, radius + 1), repeat=3)))
-    share = special.binom(2 * radius, radius + box).prod(1) if bell else np.ones(len(box))
+    share = special.binom(2 * radius, radius + box).prod(1) if binomial else np.ones(len(box))
 
     def distance(p, q):
         p, q = dilation * np.array(p), dilation * np.array(q)
@@ -53,12 +53,12 @@ def test_mirrored_channels_come_from_the_means_of_mirrored_distances():
     assert np.abs(flipped[:, ::-1, ::-1, ::-1] - found).max() < 1e-4
 
 
-@pytest.mark.parametrize("bell", [False, True])
+@pytest.mark.parametrize("binomial", [False, True])
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (1, 1), (3, 2), (0, 2)])
-def test_every_voxel_has_the_value_of_the_definition(radius, dilation, bell):
+def test_every_voxel_has_the_value_of_the_definition(radius, dilation, binomial):
     image = np.random.default_rng(0).random((7, 9, 8)).astype(np.float32)
-    expected = by_definition(image, radius, dilation, bell)
-    result = Mind(radius=radius, dilation=dilation, bell=bell)(torch.from_numpy(image)[None, None])
+    expected = by_definition(image, radius, dilation, binomial)
+    result = Mind(radius=radius, dilation=dilation, binomial=binomial)(torch.from_numpy(image)[None, None])
     assert result.shape == (1, 12, 7, 9, 8) and result.dtype == torch.float32
     assert np.abs(result[0].numpy() - expected).max() < 1e-4
 
@@ -86,7 +86,7 @@ def test_the_bell_mean_is_that_of_binomial_filters():
     expected = values
     for axis in range(3):
         expected = ndimage.correlate1d(expected, np.array([1, 4, 6, 4, 1]) / 16, axis)
-    np.testing.assert_allclose(bell_mean(torch.from_numpy(values), 2).numpy(), expected[2:-2, 2:-2, 2:-2])
+    np.testing.assert_allclose(binomial_mean(torch.from_numpy(values), 2).numpy(), expected[2:-2, 2:-2, 2:-2])
 
 
 def test_contrast_brightness_and_inversion_do_not_matter():
@@ -103,5 +103,5 @@ def test_a_constant_image_gives_ones_and_a_single_slice_works():
 def test_the_catalogue_has_it_without_weights():
     encoder = load_encoder("mind")
     assert isinstance(encoder, VolumeEncoder) and encoder.radius == 1 and encoder.dilation == 1
-    assert encoder.mean is bell_mean and encoder.channels == 6 and load_encoder("mind-wide").mean is box_mean
+    assert encoder.mean is binomial_mean and encoder.channels == 6 and load_encoder("mind-wide").mean is box_mean
     assert load_encoder("mind-wide").radius == 3

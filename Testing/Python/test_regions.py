@@ -51,7 +51,7 @@ def network(**frame):
 def test_regions_lie_where_they_are_in_any_orientation(grid):
     labels = balls_on(grid)
     found = predict(image_of(labels, grid), network(kind="mr"))
-    assert found.doubt == "" and found.certainty > 0.9 and found.names == NAMES[1:]
+    assert found.rejection == "" and found.certainty > 0.9 and found.names == NAMES[1:]
     made = sitk.GetArrayFromImage(found.labels)
     assert grid_of(found.labels) == grid
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
@@ -64,17 +64,17 @@ def test_regions_lie_where_they_are_in_any_orientation(grid):
 
 
 @pytest.mark.parametrize(
-    ("frame", "doubt"),
+    ("frame", "rejection"),
     [
         ({"kind": "ct"}, "it knows CT, and the image looks like MR"),
         ({"extent": (300, 400)}, "it knows anatomy of 300 to 400 mm"),
         ({"window": (5000, 6000)}, "it finds none of its structures"),
     ],
 )
-def test_what_a_network_cannot_know_is_not_believed(frame, doubt):
+def test_what_a_network_cannot_know_is_not_believed(frame, rejection):
     grid = make_grid()
     found = predict(image_of(balls_on(grid), grid), network(**frame))
-    assert doubt in found.doubt
+    assert rejection in found.rejection
     pair = RegionPair("levels", "", found, found)
     assert not pair.believed and "not believed" in pair.warnings[0] and len(pair.warnings) == 2
     assert region_scores(pair, {"before": sitk.Transform(3, sitk.sitkIdentity)}) == {}
@@ -88,7 +88,7 @@ def test_an_uncertain_network_is_not_believed():
 
     grid = make_grid()
     vague = AnatomyNetwork("vague", Vague(), network().frame, NAMES, "")
-    assert "sure of them by" in predict(image_of(balls_on(grid), grid), vague).doubt
+    assert "sure of them by" in predict(image_of(balls_on(grid), grid), vague).rejection
 
 
 def turned_pair(degrees=(70, 0, 20), shift=(12.0, -5.0, 8.0)):

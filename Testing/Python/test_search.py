@@ -195,21 +195,21 @@ def test_both_directions_become_inverse_to_each_other():
     assert round_trip(*found) < 0.1
 
 
-def test_doubtful_nodes_take_what_sure_neighbours_say():
+def test_inconsistent_nodes_take_the_mean_of_consistent_neighbours():
     z, y, x = torch.meshgrid(*(torch.arange(12.0),) * 3, indexing="ij")
     truth = torch.stack([0.2 * z, 1 - 0.1 * y, 0.3 + 0 * x])
-    doubt, wrong = torch.zeros(12, 12, 12), truth.clone()
-    doubt[5:8, 5:8, 5:8] = 50.0
+    inconsistency, wrong = torch.zeros(12, 12, 12), truth.clone()
+    inconsistency[5:8, 5:8, 5:8] = 50.0
     wrong[:, 5:8, 5:8, 5:8] += torch.tensor([9.0, -7.0, 5.0])[:, None, None, None]
-    filled = search.fill_inconsistent(wrong, doubt, torch.ones(12, 12, 12), 3.0)
+    filled = search.fill_inconsistent(wrong, inconsistency, torch.ones(12, 12, 12), 3.0)
     assert (filled - truth)[:, 5:8, 5:8, 5:8].abs().max() < 0.2
-    assert torch.allclose(filled[:, doubt == 0], truth[:, doubt == 0])
+    assert torch.allclose(filled[:, inconsistency == 0], truth[:, inconsistency == 0])
 
 
-def test_nodes_that_do_not_count_say_nothing_to_the_doubtful():
-    field, doubt, weight = torch.zeros(3, 9, 9, 9), torch.zeros(9, 9, 9), torch.ones(9, 9, 9)
-    field[:, :, :, 5:], weight[:, :, 5:], doubt[4, 4, 4] = 8.0, 0.0, 100.0
-    assert search.fill_inconsistent(field, doubt, weight, 3.0)[:, 4, 4, 4].abs().max() < 0.01
+def test_nodes_without_weight_do_not_fill_inconsistent_ones():
+    field, inconsistency, weight = torch.zeros(3, 9, 9, 9), torch.zeros(9, 9, 9), torch.ones(9, 9, 9)
+    field[:, :, :, 5:], weight[:, :, 5:], inconsistency[4, 4, 4] = 8.0, 0.0, 100.0
+    assert search.fill_inconsistent(field, inconsistency, weight, 3.0)[:, 4, 4, 4].abs().max() < 0.01
 
 
 def bent_pair(size=30, seed=0):

@@ -67,7 +67,7 @@ class _BlockPerceptron(nn.Module):
 
 
 class Round(nn.Module):
-    """Tokens among themselves, tokens to the image, a perceptron, the image to the tokens."""
+    """Tokens among themselves, tokens to the image, an MLP, the image to the tokens."""
 
     def __init__(self, first: bool):
         super().__init__()

@@ -41,7 +41,7 @@ _SLAB_VALUES = 1 << 21
 class Mind:
     """MIND-SSC as a `VolumeEncoder`: 12 channels in 0..1 at every voxel, or 6 where it is ``mirrored``.
 
-    ``radius``: patches are 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels. ``bell``:
+    ``radius``: patches are 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels. ``binomial``:
     patches are weighted binomially (1, 2, 1 for radius 1), as the first MIND's were (Heinrich et al., Med. Image Anal.
     2012), instead of evenly: edges are told more sharply at hardly more noise. ``mirrored``: the distances of each pair
     and of its mirror image are averaged.
@@ -57,11 +57,11 @@ class Mind:
         radius: int = 1,
         dilation: int = 2,
         device: str | torch.device = "cpu",
-        bell: bool = False,
+        binomial: bool = False,
         mirrored: bool = False,
     ):
         self.id, self.radius, self.dilation, self.device = id, radius, dilation, torch.device(device)
-        self.mean = bell_mean if bell else box_mean
+        self.mean = binomial_mean if binomial else box_mean
         self.mirrored = mirrored
         self.pairs = MIRRORED if mirrored else PAIRS
         self.channels = len(self.pairs)
@@ -133,7 +133,7 @@ def box_mean(values: Tensor, radius: int) -> Tensor:
     return values.div_(width**3)
 
 
-def bell_mean(values: Tensor, radius: int) -> Tensor:
+def binomial_mean(values: Tensor, radius: int) -> Tensor:
     """Binomial mean over 2 * radius + 1 voxels along each axis; the result is smaller by ``radius`` at every face."""
     for axis in range(3):
         for _ in range(2 * radius):

@@ -182,7 +182,7 @@ def new_vit(size: str, pixels: int = TRAINED_PIXELS, use_rel_pos: bool = True) -
 def from_dino_teacher(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """MRI-CORE's layout (the teacher of a DINOv2 training with SAM's blocks) in SAM's names.
 
-    Blocks are numbered behind their chunk, the perceptron's layers are called fc, the position table has a class
+    Blocks are numbered behind their chunk, the MLP's layers are called fc, the position table has a class
     token in front, layer scales are multiplied into the layers they follow. The training's own heads are left out.
     """
     renamed = {}

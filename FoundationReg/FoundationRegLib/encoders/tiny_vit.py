@@ -27,7 +27,7 @@ gelu_ = torch._C._nn.gelu_
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` untouched by autocast. What all later layers build on (the stem, the filters between attention and
-    perceptron) costs little and loses most in half precision; residual sums stay float32 after it."""
+    MLP) costs little and loses most in half precision; residual sums stay float32 after it."""
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.float())
 
@@ -165,7 +165,7 @@ class Mlp(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Window attention, a 3x3 filter of each channel, and a perceptron of each token."""
+    """Window attention, a 3x3 filter of each channel, and an MLP of each token."""
 
     def __init__(self, width: int, heads: int, window: int):
         super().__init__()

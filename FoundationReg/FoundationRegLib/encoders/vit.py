@@ -25,7 +25,7 @@ class VisionTransformer(nn.Module):
     """(B, 3, H, W) to (B, channels, H / patch, W / patch), for any H and W that are multiples of ``patch``.
 
     ``table``: side of the learned position table in tokens; 0 for rotary positions (DINOv3). ``registers``: extra
-    tokens that carry no place. ``hidden``: width of the perceptrons, ``gated``: with a SwiGLU gate. ``scales``: learned
+    tokens that carry no place. ``hidden``: width of the MLPs, ``gated``: with a SwiGLU gate. ``scales``: learned
     layer scales. ``antialias``: how the table is resized, as the network's own code does it. ``final_norm``: whether
     the last layer norm is applied. ``layers``: blocks whose outputs are normalised and fused instead of the last one's.
     """
@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and perceptron, each behind a layer norm and added to what comes in."""
+    """Attention and MLP, each behind a layer norm and added to what comes in."""
 
     def __init__(self, width: int, heads: int, hidden: int, gated: bool, scales: bool, eps: float, qkv_bias: bool):
         super().__init__()

@@ -45,7 +45,7 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 
 
 def hd95(a: np.ndarray, b: np.ndarray, spacing) -> float:
-    """95th percentile of the distances in mm between the surfaces of two masks (D, H, W), both ways pooled.
+    """95th percentile of the distances in mm between the surfaces of two masks (D, H, W), both directions pooled.
 
     ``spacing`` is (z, y, x) in mm. Surface voxels have a face neighbour outside the mask or beyond the array. nan when
     a mask is empty.
@@ -53,8 +53,8 @@ def hd95(a: np.ndarray, b: np.ndarray, spacing) -> float:
     if not a.any() or not b.any():
         return float("nan")
     surfaces = [_surface(mask) * np.asarray(spacing, float) for mask in (a, b)]
-    ways = (surfaces, surfaces[::-1])
-    return float(np.percentile(np.concatenate([cKDTree(b).query(a, workers=-1)[0] for a, b in ways]), 95))
+    pairs = (surfaces, surfaces[::-1])
+    return float(np.percentile(np.concatenate([cKDTree(b).query(a, workers=-1)[0] for a, b in pairs]), 95))
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

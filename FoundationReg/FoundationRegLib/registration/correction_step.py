@@ -145,7 +145,7 @@ class CorrectionStep:
         return found
 
     def refined(self, velocity: Tensor, origin: Tensor, share: float, progress: Progress) -> Tensor | None:
-        """``velocity`` in the box after the images had their say; None when they would fold it."""
+        """``velocity`` in the box after the data term; None when they would fold it."""
         factors, found = self.workspace.finest_factors(), velocity
         # Right at the pairs the smooth flow through them holds against the images.
         flow = exponential(velocity, (self.spacing,) * 3) / self.spacing

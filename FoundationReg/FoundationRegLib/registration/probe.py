@@ -196,7 +196,7 @@ def _before_linear(linear: sitk.Transform, points: np.ndarray, grid: Grid) -> np
 
 
 def _expected_error(workspace: Workspace, point: np.ndarray) -> float:
-    doubt = workspace.found.uncertainty
-    if doubt is None:
+    uncertainty = workspace.found.uncertainty
+    if uncertainty is None:
         return float("nan")
-    return float(values_at(doubt[None], workspace.nodes(point))[0, 0])
+    return float(values_at(uncertainty[None], workspace.nodes(point))[0, 0])

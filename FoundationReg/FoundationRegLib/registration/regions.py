@@ -42,13 +42,13 @@ class Regions:
     """What a network saw in one image.
 
     ``labels``: image of numbers into ``names`` on the lattice of the image, counted from 1; 0 is none of them.
-    ``certainty``: mean probability, 0 to 1, of what was named. ``doubt``: why it is not believed, empty when it is.
+    ``certainty``: mean probability, 0 to 1, of what was named. ``rejection``: why it is not believed, empty when it is.
     """
 
     names: tuple[str, ...]
     labels: sitk.Image
     certainty: float
-    doubt: str = ""
+    rejection: str = ""
 
     @property
     def volumes(self) -> dict[str, float]:
@@ -69,15 +69,15 @@ class RegionPair:
 
     @property
     def believed(self) -> bool:
-        return not (self.fixed.doubt or self.moving.doubt)
+        return not (self.fixed.rejection or self.moving.rejection)
 
     @property
     def warnings(self) -> list[str]:
         """One sentence for each image whose regions are not believed."""
         return [
-            f"The regions that {self.network} sees in the {side} image are not believed: {regions.doubt}."
+            f"The regions that {self.network} sees in the {side} image are not believed: {regions.rejection}."
             for side, regions in (("fixed", self.fixed), ("moving", self.moving))
-            if regions.doubt
+            if regions.rejection
         ]
 
     def shared(self) -> list[int]:
@@ -128,10 +128,10 @@ def predict(
     values = sitk.GetArrayFromImage(image).astype(np.float32)
     own, kind = grid_of(image), kind or intensity_kind(values)
     body = foreground_mask(values, kind, own.spacing)
-    if doubt := _misfit(network, own, body, kind):
+    if rejection := _misfit(network, own, body, kind):
         empty = sitk.Image(image.GetSize(), sitk.sitkUInt8)
         empty.CopyInformation(image)
-        return Regions(network.classes[1:], empty, 0.0, doubt)
+        return Regions(network.classes[1:], empty, 0.0, rejection)
     probabilities, grid = _best_view(image, network, values[body], body, memory_gb, progress or Progress())
     certainty, number = probabilities.max(0)
     named = number > 0
@@ -140,7 +140,7 @@ def predict(
     labels = image_from_array(number.numpy().astype(wide), grid)
     labels = sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     regions = Regions(network.classes[1:], labels, sure)
-    return Regions(regions.names, labels, sure, _doubt(regions))
+    return Regions(regions.names, labels, sure, _rejection(regions))
 
 
 def _misfit(network: AnatomyNetwork, grid: Grid, body: np.ndarray, kind: str) -> str:
@@ -156,7 +156,7 @@ def _misfit(network: AnatomyNetwork, grid: Grid, body: np.ndarray, kind: str) ->
     return ""
 
 
-def _doubt(regions: Regions) -> str:
+def _rejection(regions: Regions) -> str:
     found = [name for name, volume in regions.volumes.items() if volume >= _LEAST_ML]
     if not found:
         return "it finds none of its structures"
