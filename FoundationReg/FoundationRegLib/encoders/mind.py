@@ -42,9 +42,9 @@ class Mind:
     """MIND-SSC as a `VolumeEncoder`: 12 channels in 0..1 at every voxel, or 6 where it is ``mirrored``.
 
     ``radius``: patches are 2 * radius + 1 voxels wide. ``dilation``: distance of the neighbours in voxels.
-    ``binomial``: patches are weighted binomially (1, 2, 1 for radius 1), as the first MIND's were (Heinrich et al., Med. Image Anal.
-    2012), instead of evenly: edges are told more sharply at hardly more noise. ``mirrored``: the distances of each pair
-    and of its mirror image are averaged.
+    ``binomial``: patches are weighted binomially (1, 2, 1 for radius 1), as the first MIND's were (Heinrich et al.,
+    Med. Image Anal. 2012), instead of evenly: edges are told more sharply at hardly more noise. ``mirrored``: the
+    distances of each pair and of its mirror image are averaged.
     """
 
     stride = 1
