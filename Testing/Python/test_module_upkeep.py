@@ -13,6 +13,7 @@ import fake_register
 import numpy as np
 import pytest
 from module_fixtures import FAKE_WORKER, process_is_running
+from test_worker import request
 
 slicer = pytest.importorskip("slicer")
 from panel_steps import click, prepare, run  # noqa: E402
@@ -170,7 +171,8 @@ def test_a_killed_child_of_the_launcher_is_explained():
         while worker.busy and time.monotonic() < end:
             worker.poll()
             time.sleep(0.02)
-        worker.send("warm", settings={"device": "cpu"})
+        # A run that goes on until somebody ends it.
+        request(worker, fake_register.NO_CHECKS)
         child = int(Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()[0])
         os.kill(child, signal.SIGKILL)
         while worker.alive and time.monotonic() < end:
