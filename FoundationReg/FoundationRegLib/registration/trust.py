@@ -83,7 +83,7 @@ class Witness:
         self._edges = centred(edge_orientation(self._grey), self._weight)
 
     def _agreement(self, transform: sitk.Transform) -> tuple[Agreement, Tensor, Tensor, Tensor]:
-        """How edges agree under ``transform``; the moving grey values, what of the grid they cover, and their weight."""
+        """How edges agree under ``transform``; the moving grey values, what of the grid they cover, and weight."""
         grey = _tensor(warp(self._moving.grey, transform, self._grid, background=0.0))
         region = _tensor(warp(self._moving.region, transform, self._grid, "nearest")) > 0
         seen = torch.from_numpy(validity(self._moving.grey, self._grid, transform))
@@ -243,8 +243,8 @@ def choose(candidates: dict[str, sitk.Transform], facts: dict[str, Any], guided:
 
     ``after`` unless another has a clearly lower failure score, which is only asked where its own is not low, or, where
     `keep_supported` found nothing that speaks for the linear stage, unless it does not look wrong itself. What the user
-    ``guided`` is not replaced. ``facts`` are those of `keep_supported`; a pair that matches better mirrored looks wrong,
-    however well it was bent.
+    ``guided`` is not replaced. ``facts`` are those of `keep_supported`; a pair that matches better mirrored looks
+    wrong, however well it was bent.
     """
     kept = "after"
     evidence = {kept: facts["witness"].evidence(candidates[kept])}
