@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .subcommands import add_subcommand
+
 KEEP = ("all", "transform", "scores")
 _SIDES = ("fixed", "moving")
 
@@ -15,14 +17,8 @@ def add_commands(commands) -> None:
     _add_sequence(commands)
 
 
-def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(command=name)
-    return parser
-
-
 def _add_batch(commands) -> None:
-    parser = _command(commands, "batch", "Register every pair of a table, also with several presets or encoders.")
+    parser = add_subcommand(commands, "batch", "Register every pair of a table, also with several presets or encoders.")
     parser.add_argument(
         "pairs",
         metavar="PAIRS.csv",
@@ -47,7 +43,7 @@ def _add_batch(commands) -> None:
 
 
 def _add_compare(commands) -> None:
-    parser = _command(
+    parser = add_subcommand(
         commands, "compare", "Compare all installed encoders and presets, or those given, on one pair of images."
     )
     parser.add_argument("fixed", metavar="FIXED", help="image that stays")
@@ -71,7 +67,7 @@ def _add_compare(commands) -> None:
 
 
 def _add_sequence(commands) -> None:
-    parser = _command(commands, "sequence", "Register every frame of a 4-D image to one of its frames.")
+    parser = add_subcommand(commands, "sequence", "Register every frame of a 4-D image to one of its frames.")
     parser.add_argument("input", metavar="IMAGE", help="a 4-D image: .nii.gz, .nrrd (also .seq.nrrd) or .mha")
     parser.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="folder for everything; run again to resume"

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from ..core.progress import Event
-from .console import output, stoppable, time_left
+from .console import bar_columns, output, stoppable, time_left
 
 _MOST_SHOWN = 8
 # Seconds between two lines where there is no terminal.
@@ -38,13 +37,7 @@ def batch_progress(quiet: bool = False, as_json: bool = False, console: Console 
                 wish.is_set,
             )
         else:
-            columns = (
-                TextColumn("{task.description:<28}"),
-                BarColumn(bar_width=36),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[left]}", style="dim"),
-            )
-            with Bar(*columns, console=console, transient=True) as bar:
+            with Bar(*bar_columns(28), console=console, transient=True) as bar:
                 yield _bars(bar, wish), wish.is_set
 
 

@@ -19,6 +19,7 @@ from ..core.files import printable
 from ..core.memory import is_out_of_memory
 from ..errors import FoundationRegError, InputError, OutOfMemory
 from .batch_arguments import add_commands as add_batch_commands
+from .subcommands import add_subcommand
 
 CANCELLED, UNEXPECTED = 130, 70
 MEMORY_HINT = "try --preset fast, a larger --set finest_spacing_mm=3 or --device cpu, or crop the images"
@@ -157,14 +158,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(command=name)
-    return parser
-
-
 def _add_register(commands) -> None:
-    parser = _command(commands, "register", "Register a moving image to a fixed one.")
+    parser = add_subcommand(commands, "register", "Register a moving image to a fixed one.")
     parser.add_argument(
         "fixed", metavar="FIXED", help="image that stays: .nii .nii.gz .nrrd .mha .mhd or a DICOM folder"
     )
@@ -230,7 +225,7 @@ def _add_register(commands) -> None:
 
 
 def _add_apply(commands) -> None:
-    parser = _command(
+    parser = add_subcommand(
         commands,
         "apply",
         "Carry another image, label map or point file of the moving side over to the fixed side.",
@@ -246,7 +241,7 @@ def _add_apply(commands) -> None:
 
 
 def _add_evaluate(commands) -> None:
-    parser = _command(commands, "evaluate", "Measure how well a transform aligns two images.")
+    parser = add_subcommand(commands, "evaluate", "Measure how well a transform aligns two images.")
     parser.add_argument("fixed", metavar="FIXED")
     parser.add_argument("moving", metavar="MOVING")
     parser.add_argument("--transform", dest="transform_file", metavar="FILE", help="without it: as the images lie")
@@ -257,7 +252,7 @@ def _add_evaluate(commands) -> None:
 
 
 def _add_encoders(commands) -> None:
-    parser = _command(commands, "encoders", "List the encoders, and fetch or remove their weights.")
+    parser = add_subcommand(commands, "encoders", "List the encoders, and fetch or remove their weights.")
     parser.set_defaults(action="list", id=None)
     actions = parser.add_subparsers(metavar="ACTION")
     listing = actions.add_parser("list", help="every encoder and whether it is ready (the default)")
@@ -289,12 +284,12 @@ def _add_encoders(commands) -> None:
 
 
 def _add_presets(commands) -> None:
-    parser = _command(commands, "presets", "List the presets, or show the settings of one.")
+    parser = add_subcommand(commands, "presets", "List the presets, or show the settings of one.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this preset's settings as JSON")
 
 
 def _add_demo(commands) -> None:
-    parser = _command(commands, "demo", "Register two real volumes with a known deformation and show the result.")
+    parser = add_subcommand(commands, "demo", "Register two real volumes with a known deformation and show the result.")
     parser.add_argument("-o", "--output", default="demo-output", metavar="DIR", help="default: %(default)s")
 
 

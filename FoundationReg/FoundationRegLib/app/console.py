@@ -52,13 +52,7 @@ def progress_bar(quiet: bool = False, console: Console | None = None):
         elif not console.is_terminal:
             yield Progress(_lines(console), should_cancel=wish.is_set)
         else:
-            columns = (
-                TextColumn("{task.description:<22}"),
-                BarColumn(bar_width=36),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[left]}", style="dim"),
-            )
-            with Bar(*columns, console=console, transient=True) as bar:
+            with Bar(*bar_columns(22), console=console, transient=True) as bar:
                 task = bar.add_task("Starting", total=1.0, left="")
 
                 def show(event: Event) -> None:
@@ -66,6 +60,16 @@ def progress_bar(quiet: bool = False, console: Console | None = None):
                     bar.update(task, completed=event.fraction, description=label[:40], left=time_left(event))
 
                 yield Progress(show, should_cancel=wish.is_set)
+
+
+def bar_columns(label_width: int) -> tuple:
+    """Label, bar, percentage and time left, which a task has as its field ``left``."""
+    return (
+        TextColumn(f"{{task.description:<{label_width}}}"),
+        BarColumn(bar_width=36),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]}", style="dim"),
+    )
 
 
 def _lines(console: Console):

@@ -9,7 +9,6 @@ float32 in the order of the layers, kernels as (depth, height, width, in, out). 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,8 +139,3 @@ def _shapes(network: dict[str, Any]) -> list[tuple[int, ...]]:
         made += [] if network["normalised"] else [(network["channels"],)]
         inputs = network["channels"]
     return [*made, (1, 1, 1, inputs, network["classes"]), (network["classes"],)]
-
-
-def parameter_count(network: dict[str, Any]) -> int:
-    """Numbers in a file of weights of the network."""
-    return sum(math.prod(shape) for shape in _shapes(network))

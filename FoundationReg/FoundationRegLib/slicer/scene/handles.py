@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import slicer
-import vtk
 
 from . import nodes
 
@@ -43,10 +41,3 @@ def hide_handles(transform) -> None:
     if display is not None:
         display.SetEditorVisibility(False)
         display.SetEditorSliceIntersectionVisibility(False)
-
-
-def matrix_of(transform) -> np.ndarray:
-    """RAS (4, 4) to the parent."""
-    matrix = vtk.vtkMatrix4x4()
-    transform.GetMatrixTransformToParent(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)

@@ -97,13 +97,6 @@ class LandmarkPairs:
         for node in (self.fixed_list, self.moving_list):
             node.SetNthControlPointSelected(number, active)
 
-    def drop_incomplete(self) -> None:
-        """Remove points that have no partner, as after a click that was thought better of."""
-        count = self.complete()
-        for node in (self.fixed_list, self.moving_list):
-            for n in range(node.GetNumberOfControlPoints() - 1, count - 1, -1):
-                node.RemoveNthControlPoint(n)
-
 
 def make_list(name: str, volume, color: tuple[float, float, float]):
     """An empty list that lies where ``volume`` lies."""
