@@ -25,15 +25,20 @@ def package_of(module):
     return next((name for n in (2, 1) if (name := ".".join(parts[:n])) in layers.LAYERS), parts[0])
 
 
+def is_for_types_only(node):
+    """Whether ``node`` is an `if TYPE_CHECKING:` block, which never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imports(path):
     """(imported module without the library's name or with that of another's, whether ours, whether at file scope)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = [*path.relative_to(LIBRARY).parts[:-1]]
     lazy = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_for_types_only(block)
+        for node in ast.walk(block)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

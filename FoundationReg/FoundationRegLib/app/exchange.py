@@ -102,7 +102,7 @@ def warped(result, options: dict):
 
 
 def save_correction(correction, folder: Path) -> dict:
-    """Write the transform of a `registration.correction.Correction`; each gets a file of its own."""
+    """Write the transform of a `interaction.correction.Correction`; each gets a file of its own."""
     path = folder / f"correction-{time.monotonic_ns()}.npy"
     return {
         "transform": save_image(path, correction.transform.GetDisplacementField()),

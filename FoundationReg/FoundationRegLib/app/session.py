@@ -27,8 +27,8 @@ class Session:
         return self._current.transform if self._current is not None else self.result.transform
 
     def probe(self, request: dict, path: Path) -> dict:
-        """The answer of `registration.probe.correspondence`; the map of similarity goes to the file ``path``."""
-        from ..registration import probe
+        """The answer of `interaction.probe.correspondence`; the map of similarity goes to the file ``path``."""
+        from ..interaction import probe
         from .exchange import save_array
 
         found = probe.correspondence(
@@ -41,9 +41,9 @@ class Session:
                 "similarity": save_array(path, found.similarity, found.grid)}  # fmt: skip
 
     def correct(self, pairs: list[dict], progress, on_preview, regions: int = 0):
-        """The `registration.correction.Correction` by ``pairs`` and the first ``regions`` of the regions refined; the
+        """The `interaction.correction.Correction` by ``pairs`` and the first ``regions`` of the regions refined; the
         same one as before when they were given before."""
-        from ..registration import correction
+        from ..interaction import correction
 
         workspace = self.result._workspace()
         wanted = tuple(
@@ -60,7 +60,7 @@ class Session:
 
     def refine(self, corners, progress):
         """The correction in force with the box around ``corners`` registered once more."""
-        from ..registration import correction
+        from ..interaction import correction
 
         workspace = self.result._workspace()
         before = self._current or correction.uncorrected(workspace)

@@ -17,6 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "features": ("core", "numerics", "encoders"),
     "evaluation": ("core", "images", "numerics"),
     "registration": ("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+    "interaction": ("core", "images", "numerics", "weights", "encoders", "registration"),
     "reporting": ("core", "images", "evaluation", "registration"),
     "cohort": (
         *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
@@ -24,7 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "app": (
         *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
-        *("registration", "reporting", "cohort"),
+        *("registration", "interaction", "reporting", "cohort"),
     ),
     "slicer.scene": ("core", "evaluation"),
     "slicer.client": ("core", "evaluation", "slicer.scene"),
@@ -37,10 +38,12 @@ ONLY: dict[tuple[str, str], tuple[str, ...]] = {("slicer", "evaluation"): ("eval
 # Imports inside a function that the table does not allow, (module, imported module): each for the reason given.
 LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("weights.store", "encoders.loading"): "a file is taken in only after the network has been built from it",
+    ("registration.result", "interaction.probe"): "the console asks a result about a point",
+    ("registration.result", "interaction.correction"): "the console corrects a result",
 }
 
 # Packages of others, and where they may be imported at file scope; None of the names: nowhere at file scope.
-SIMPLEITK = ("images", "evaluation", "registration", "reporting", "cohort", "app")
+SIMPLEITK = ("images", "evaluation", "registration", "interaction", "reporting", "cohort", "app")
 NO_TORCH_AT_FILE_SCOPE = ("core", "settings", "errors", "weights", "slicer")
 TORCH_AT_FILE_SCOPE = ("weights.checkpoints",)
 RICH = ("app",)

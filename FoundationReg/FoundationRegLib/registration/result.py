@@ -6,7 +6,7 @@ import platform
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -23,8 +23,6 @@ from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import compose_field
 from ..settings import Settings
 from ..weights.catalogue import catalogue
-from . import probe
-from .correction import Corrections
 from .deformable import Deformation
 from .inputs import Inputs
 from .inverse import inverse_transform
@@ -33,6 +31,10 @@ from .quality import describe
 from .regions import RegionPair, region_scores
 from .trust import Trust, choose, warnings_of
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from ..interaction.correction import Corrections
+    from ..interaction.probe import Correspondence, Side
 
 
 @dataclass
@@ -71,13 +73,17 @@ class Registration:
     box_masks: tuple[sitk.Image, sitk.Image] | None = None
     workspace: Workspace | None = field(default=None, repr=False)
 
-    def correspondence(self, point, encoder: str | None = None, side: probe.Side = "fixed") -> probe.Correspondence:
+    def correspondence(self, point, encoder: str | None = None, side: Side = "fixed") -> Correspondence:
         """What ``encoder`` (by default the run's first) sees at an LPS ``point`` of the image ``side``, and where the
-        transform goes from there: see `probe.Correspondence`. Raises `InputError`."""
+        transform goes from there: see `interaction.probe.Correspondence`. Raises `InputError`."""
+        from ..interaction import probe
+
         return probe.correspondence(self._workspace(), point, encoder, side)
 
     def corrections(self) -> Corrections:
         """Correct the transform by pairs of points, with undo and redo; ``current.transform`` is the corrected one."""
+        from ..interaction.correction import Corrections
+
         return Corrections(self._workspace())
 
     def _workspace(self) -> Workspace:

@@ -18,8 +18,8 @@ from ..images.conversion import grid_of
 from ..images.inversion import inverse_points
 from ..numerics.data_term import standardised
 from ..numerics.local_flows import values_at
+from ..registration.workspace import Workspace
 from ..weights.catalogue import catalogue, entry
-from .workspace import Workspace
 
 Side = Literal["fixed", "moving"]
 

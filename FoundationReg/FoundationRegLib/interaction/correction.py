@@ -20,9 +20,9 @@ from ..core.progress import Progress
 from ..errors import InputError
 from ..images.conversion import grid_of
 from ..numerics.fields import compose, exponential
+from ..registration.workspace import Workspace
 from .correction_step import CorrectionStep, LandmarkPair
 from .region import Region, applied, refine_region
-from .workspace import Workspace
 
 TOLERANCE_MM = 0.5
 

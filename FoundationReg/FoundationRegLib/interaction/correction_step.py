@@ -16,9 +16,9 @@ from ..numerics import local_flows
 from ..numerics.data_term import FeaturePair
 from ..numerics.fields import compose, exponential, sample_at
 from ..numerics.gauss_newton import gauss_newton
-from .deformable import regulariser_of
+from ..registration.deformable import regulariser_of
+from ..registration.workspace import Workspace
 from .region import Region
-from .workspace import Workspace
 
 # Nothing moves so far from a pair.
 _REACH_MM = 40.0

@@ -28,8 +28,8 @@ from ..numerics.data_term import FeaturePair, standardised
 from ..numerics.fields import exponential
 from ..numerics.filters import local_normalised
 from ..numerics.gauss_newton import gauss_newton
-from .deformable import regulariser_of
-from .workspace import Workspace
+from ..registration.deformable import regulariser_of
+from ..registration.workspace import Workspace
 
 # Voxels of a region at most; larger ones are registered on a coarser grid.
 _MOST_VOXELS = 2_500_000
