@@ -156,7 +156,7 @@ class RegisteredFrames:
         return made
 
     def leave_out(self, frame: int) -> None:
-        """``frame`` has no result: in the sequence of warped volumes it is blank. Were it left out, the views would keep
+        """``frame`` has no result: in the sequence of warped volumes it is blank. Left out, the views would keep
         the frame before, or fill Slicer's log because their volume is empty."""
         fixed = self._sequence.GetNthDataNode(self._fixed)
         blank = slicer.vtkMRMLScalarVolumeNode()
