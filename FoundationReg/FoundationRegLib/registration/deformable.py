@@ -26,6 +26,7 @@ from ..numerics.search import fill_inconsistent, inverse_consistent, search
 from ..numerics.uncertainty import posterior_deviation
 from ..settings import Settings
 from .encoding import encode_pair, is_mind
+from .forecast import level_key
 from .guides import landmark_term
 from .pair import Pair
 from .pyramid import FeaturePyramid, search_factor
@@ -143,7 +144,7 @@ def _refine(
         if settings.grey_values and settings.optimizer != "adam" and n < 2:
             grey = _grey_weights(pyramid, field_mm, grey)
         name = f"{pyramid.spacing(factor):.3g} mm"
-        with progress.stage(f"refine {name}", 1.0 / len(settings.levels)):
+        with progress.stage(f"refine {name}", 1.0 / len(settings.levels), level_key(factor)):
             field_mm, losses[name] = refine_level(pyramid, factor, field_mm, grey, progress, on_field)
         if n == 0:
             pyramid.cache.put(pyramid.coarse_key, (field_mm, grey))
