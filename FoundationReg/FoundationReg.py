@@ -117,6 +117,7 @@ class FoundationRegParameterNode:
     preset: str = "default"
     encoder: str = ""
     combineMind: bool = True
+    encoderWeight: Annotated[float, WithinRange(0.01, 10)] = 1.0
     smoothness: Annotated[float, WithinRange(0.1, 10)] = DEFAULTS.smoothness
 
     makeTransform: bool = True

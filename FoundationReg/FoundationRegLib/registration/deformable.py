@@ -84,9 +84,7 @@ def deform(
     field_mm, inconsistency = torch.zeros(3, *grid.shape, device=device), torch.zeros(grid.shape, device=device)
     if settings.search_range_mm > 0:
         with progress.stage("search", 0.15):
-            limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
-            key = ("search", pyramid.key, *limits)
-            field_mm, inconsistency = cache.get(key, lambda: _search(pyramid, progress))
+            field_mm, inconsistency = searched(pyramid, progress)
         if on_field:
             on_field("search", field_mm, pyramid.grid(search_factor(settings, pair.grid.spacing[0])))
     with progress.stage("refine", 0.4):
@@ -98,6 +96,13 @@ def deform(
 
 def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
     return exponential(field_mm, grid.spacing) if settings.diffeomorphic else field_mm
+
+
+def searched(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
+    """`_search`, or what it found before with the same features, weights and limits."""
+    settings = pyramid.settings
+    limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
+    return pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
 
 
 def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
