@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("registration", "reporting"),
     ),
     "app": (
-        *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+        *("core", "settings", "images", "native", "numerics", "weights", "encoders", "features", "evaluation"),
         *("registration", "interaction", "reporting", "cohort"),
     ),
     "slicer.scene": ("core", "evaluation"),

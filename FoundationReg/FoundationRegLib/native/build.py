@@ -9,6 +9,7 @@ name holds a fingerprint of the sources and options, so that a library of other 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import os
@@ -127,10 +128,8 @@ def _compile(compiler: list[str], variant: str, path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Delete the library of older sources, unless a process has it open where that forbids it."""
-    try:
+    with contextlib.suppress(OSError):
         path.unlink()
-    except OSError:
-        pass
 
 
 def main(arguments: list[str] | None = None) -> int:

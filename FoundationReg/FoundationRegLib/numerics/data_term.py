@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,11 @@ class DataTerm:
         if self.compiled:
             self.packed = [(kernels.by_voxel(pair.fixed), kernels.by_voxel(pair.moving)) for pair in pairs]
             self.extents = kernels.row_extents(weight)
-        else:
-            self.blocks = _blocks(weight, stride)
+
+    @cached_property
+    def blocks(self) -> list[Box]:
+        """What torch works on, piece by piece."""
+        return _blocks(self.weight, self.stride)
 
     def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
         """Curvature (6: zz zy zx yy yx xx) and negative gradient (3) of the data term on the nodes, and its value.
