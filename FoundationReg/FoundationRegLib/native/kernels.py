@@ -23,6 +23,10 @@ _ARGUMENTS = {
     "row_extents": "ppp",
     "data_term": "ppppppppppiii",
     "smooth": "pppii",
+    "sample": "pppp" + "liii",
+    "warp": "pppp" + "fff" + "ii",
+    "exponential": "ppp" + "fff" + "ii",
+    "conjugate_gradients": "ppppp" + "ff" + "iii",
     "candidate_costs": "pppppppppiii",
     "cost_range": "ppplii",
     "scale_costs": "ppflii",
@@ -118,6 +122,57 @@ def data_term(
         shape, shift.shape[1:], stride, fixed.shape[3], torch.get_num_threads(),
     )  # fmt: skip
     return terms
+
+
+def sample(volume: Tensor, grid: Tensor, nearest: bool) -> Tensor:
+    """``volume`` (C, D, H, W) at ``grid`` (..., 3), as `numerics.sampling.sample_at` with the border repeated."""
+    volume, grid = volume.contiguous(), grid.contiguous()
+    out, places = volume.new_empty((volume.shape[0], *grid.shape[:-1])), grid.numel() // 3
+    if out.numel():
+        shape, threads = volume.shape[1:], torch.get_num_threads()
+        _call("sample", volume, grid, out, shape, places, volume.shape[0], int(nearest), threads)
+    return out
+
+
+def warp(volume: Tensor, displacement: Tensor, spacing: Sequence[float]) -> Tensor:
+    """``volume`` (C, D, H, W) at x + ``displacement`` (3, D, H, W, in the unit of ``spacing``), its border outside."""
+    volume, displacement = volume.contiguous(), displacement.contiguous()
+    assert volume.shape[1:] == displacement.shape[1:]
+    out, per_voxel = torch.empty_like(volume), [1 / float(s) for s in spacing]
+    _call("warp", volume, displacement, out, volume.shape[1:], *per_voxel, volume.shape[0], torch.get_num_threads())
+    return out
+
+
+def exponential(velocity: Tensor, spacing: Sequence[float], steps: int) -> Tensor:
+    """`numerics.fields.exponential` of ``velocity`` (3, D, H, W) with ``steps`` squarings."""
+    velocity, out = velocity.contiguous(), torch.empty_like(velocity, memory_format=torch.contiguous_format)
+    unit = [float(s) for s in spacing]
+    _call("exponential", velocity, out, velocity.shape[1:], *unit, steps, torch.get_num_threads())
+    return out
+
+
+def conjugate_gradients(
+    curvature: Tensor,
+    right: Tensor,
+    weight: Tensor | None,
+    diffusion: float,
+    bending: float,
+    start: Tensor | None,
+    steps: int,
+) -> Tensor:
+    """Conjugate gradient steps of `numerics.regularisation.solve` on one lattice, from ``start`` or zero.
+
+    ``curvature`` (6, D, H, W), ``right`` (3, D, H, W); ``weight`` (D, H, W) of the regulariser's energy or None.
+    """
+    step = torch.empty_like(right, memory_format=torch.contiguous_format)
+    if start is not None:
+        step.copy_(start)
+    _call(
+        "conjugate_gradients", curvature.contiguous(), right.contiguous(),
+        None if weight is None else weight.contiguous(), step, right.shape[1:], diffusion, bending,
+        int(start is not None), steps, torch.get_num_threads(),
+    )  # fmt: skip
+    return step
 
 
 def smooth(volumes: Tensor) -> Tensor:
