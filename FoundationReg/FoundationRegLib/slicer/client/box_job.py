@@ -19,13 +19,15 @@ from .request import RegistrationRequest
 def segment_boxes(
     channel: Channel,
     request: RegistrationRequest,
-    answer: Callable[[dict | Exception], None],
+    answer: Callable[[int, dict | Exception], None],
     on_progress: Callable[[dict], None] | None = None,
+    wanted: Callable[[int], bool] = lambda _number: True,
 ) -> int:
-    """Ask the worker what both boxes of ``request`` hold; ``answer`` gets the segmentation nodes by side, or the error.
+    """Ask the worker what both boxes of ``request`` hold. Returns the number that it knows the question by.
 
-    Segmentations that the request names are filled, others made, once the worker has answered. Returns the number that
-    the worker knows the question by. Raises `InputError`.
+    ``answer`` gets that number and ``{"nodes": segmentations by side, "notes": sentences}``, or the error.
+    Segmentations that the request names are filled, others made, once the worker has answered and while the answer is
+    ``wanted``. Raises `InputError`.
     """
     request.check()
     if request.fixed_box is None or request.moving_box is None:
@@ -38,8 +40,10 @@ def segment_boxes(
             on_progress(event)
         if event["event"] not in ("result", "error"):
             return
+        number = event["id"]
         try:
-            answer(as_exception(event) if event["event"] == "error" else _nodes(request, event, files))
+            if wanted(number):
+                answer(number, as_exception(event) if event["event"] == "error" else _nodes(request, event, files))
         finally:
             shutil.rmtree(files.folder, ignore_errors=True)
 
