@@ -141,7 +141,8 @@ def measured(shape: tuple[int, int, int], encoders: str, threads: int) -> list[d
         made = corrections.add(place, goal, on_preview=lambda _, began=began: note("correction: preview", began))
         note("correction: full", began, f"misses by {made.residuals[-1]:.2f} mm")
     began = clocks()
-    corners = half + np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * half * 0.25
+    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    corners = half + signs * np.maximum(0.25 * half, 12.0)
     corrections.refine_here(corners)
     note("region of a quarter of each side", began)
     run("other smoothness", settings.replace(smoothness=2.0))

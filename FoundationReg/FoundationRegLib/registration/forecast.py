@@ -19,10 +19,10 @@ from .pyramid import search_factor
 
 # Seconds on two cores of a processor of 2020, by what each stage's work grows with. How they relate to each other is
 # what counts until `pace` knows better: the stages that are done set the scale.
-_START, _LINEAR, _CHECK = 1.5, 2.0, 13.0
+_START, _LINEAR, _CHECK = 1.5, 1.0, 0.4
 _VOXEL = {"prepare": 1.2e-7, "output": 1e-7}
-_OUTPUT = 8.0
-_CANDIDATE, _REFINED_NODE = 2e-7, 5e-5
+_OUTPUT = 4.0
+_CANDIDATE, _REFINED_NODE = 1e-7, 2.5e-5
 # The coarsest level starts from far away and takes more iterations.
 _COARSEST = 2.0
 _MIND_CHANNELS = 6
