@@ -301,11 +301,14 @@ def _inputs(request: dict) -> dict[str, Any]:
 
 
 def describe_device(name: str = "auto") -> dict:
-    """What the panel's device line shows: torch's version, the device's name, its free memory in bytes."""
+    """What the panel's device line shows: torch's version, the device's name, its free memory in bytes, and which
+    compiled kernels the CPU uses."""
     import torch
 
+    from ..native import library
+
     answer = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu", "name": "CPU", "memory": None}
-    answer["threads"] = torch.get_num_threads()
+    answer["threads"], answer["compiled_kernels"] = torch.get_num_threads(), library.in_use()
     if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
         device = torch.device("cuda" if name == "auto" else name)
         try:
