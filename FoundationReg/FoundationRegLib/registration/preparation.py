@@ -70,8 +70,9 @@ def prepare_pair(
 
 def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: int) -> Grid:
     """The isotropic grid over the fixed body, padded to what the lattices of the levels need."""
-    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels)
-    grid = working_grid(inputs.fixed, body if settings.body_mask else None, spacing, METHOD.margin_mm)
+    foreground = body if settings.body_mask else None
+    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels, foreground)
+    grid = working_grid(inputs.fixed, foreground, spacing, METHOD.margin_mm)
     multiple = lattice_multiple(settings, spacing)
     extra = [-n % multiple for n in grid.shape]
     return grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
