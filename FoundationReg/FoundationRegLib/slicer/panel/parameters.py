@@ -70,6 +70,8 @@ def repair(parameters) -> None:
     known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or availability.is_path(parameters.encoder)
     if not known:
         parameters.encoder = PRESET_ENCODERS
+    if parameters.anatomy not in catalogue() and not availability.is_path(parameters.anatomy):
+        parameters.anatomy = ""
     if not parameters.initialized:
         apply_preset(parameters, parameters.preset)
         parameters.initialized = True
