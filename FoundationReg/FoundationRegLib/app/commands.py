@@ -44,7 +44,7 @@ def register(args: argparse.Namespace) -> None:
         raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
     require_separate_files(args, single_files, args.output)
     settings = chosen_settings(args)
-    require_encoders(settings, args.download, args.trust_model, args.quiet)
+    require_encoders(settings, args.download, args.trust_model, args.quiet, needed_besides(args, settings))
     folders = [Path(args.output)] if args.output else []
     folders += [parent_of(file) for file in single_files.values() if file]
 
@@ -59,6 +59,9 @@ def register(args: argparse.Namespace) -> None:
             with progress.stage("register", 0.95):
                 guides = {name: getattr(args, name) for name in GUIDES}
                 result = pipeline.register(args.fixed, args.moving, settings, progress=progress, **guides)
+            if args.features:
+                with progress.stage("show features", 0.3):
+                    show_features(result, args.features, progress)
             with progress.stage("write the results", 0.05):
                 if args.transform:
                     writing.write_transform(result.transform, outputs.path(args.transform))
@@ -72,6 +75,25 @@ def register(args: argparse.Namespace) -> None:
         places = outputs.places
     if not args.quiet:
         print_result(result, places)
+
+
+def needed_besides(args: argparse.Namespace, settings) -> list[str]:
+    """Encoders that only boxes or ``--features`` need. Raises `InputError` where features cannot be shown."""
+    if args.features and not settings.deformable:
+        raise InputError("--features needs the deformable stage; leave out deformable=false.")
+    return [*args.features, *(["medsam-lite"] if args.fixed_box else [])]
+
+
+def show_features(result, encoders: list[str], progress) -> None:
+    """Encode with each of ``encoders`` that took no part; say so where that cannot be."""
+    for name in encoders:
+        if name in result.features:
+            continue
+        if result.workspace is None:
+            result.warnings.append(f"The features of {name} are not shown, because the result is the untouched start.")
+            continue
+        with progress.stage(f"encode {name}", 1 / len(encoders)):
+            result.show_features(name, progress)
 
 
 def require_separate_files(args: argparse.Namespace, files: dict[str, str | None], folder: str | None = None) -> None:

@@ -103,8 +103,7 @@ def register(
     )
     around = boxes.require_boxes(fixed_box, moving_box, fixed_box_mask, moving_box_mask)
     _require_heeded(settings, guided[1], moving_mask is not None or exclude_moving is not None)
-    if settings.deformable:
-        _require_networks(settings, download, progress)
+    _require_networks(settings, download, progress)
     with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
             inputs = read_inputs(
@@ -143,7 +142,7 @@ def register(
 
 def _require_networks(settings: Settings, download: bool, progress: Progress) -> None:
     """Raise for an encoder or anatomy network that cannot run, after fetching what may be fetched."""
-    for name, _ in settings.encoders:
+    for name, _ in settings.encoders if settings.deformable else ():
         if download and not own_model(name) and entry(name).weights is not None:
             store.download(name, accept_licence=True, progress=progress)
         require(name, settings.encoder_layers)
