@@ -141,7 +141,9 @@ def _work(jobs, rows, state: RunState, layout: Layout, where: Where, watch, stop
     pause, written = _WRITE_EVERY_SECONDS, time.monotonic()
     with open_executor(where, len(jobs), layout.root, stopping) as executor:
         state.started = time.monotonic()
-        jobs = [replace(job, options=replace(job.options, memory_gb=executor.memory_gb)) for job in jobs]
+        # Asked once: with many workers each answer takes the scheduler some milliseconds.
+        memory_gb = executor.memory_gb
+        jobs = [replace(job, options=replace(job.options, memory_gb=memory_gb)) for job in jobs]
         for job, made in executor.results(jobs, say, stopping):
             ended.add(job.id)
             state.running.pop(job.id, None)

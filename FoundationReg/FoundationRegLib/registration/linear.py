@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ def start_transform(
     progress: Progress | None = None,
     affine: bool = True,
     on_found: Callable[[sitk.Transform], None] = lambda _: None,
+    descriptors: DescriptorPair | None = None,
 ) -> sitk.Transform:
     """The transform before any optimisation.
 
@@ -94,7 +96,7 @@ def start_transform(
     and an affine map, or a rigid one without ``affine``, fitted to their matches) or ``auto``: ``none``, ``geometry``
     and ``mass`` are each tried with a quick coarse rigid registration, and the start of the most similar outcome is
     taken, unless the descriptors match clearly better where ``features`` puts them. ``on_found`` gets the best outcome
-    of the quick registrations as soon as it is known.
+    of the quick registrations as soon as it is known. ``descriptors``: of both sides, if they are there already.
     """
     if initial is not None:
         return initial
@@ -109,7 +111,7 @@ def start_transform(
         return sitk.TranslationTransform(3, shifts[start].tolist())
     if start not in ("auto", "features"):
         raise InputError(f"The start {start!r} is unknown; use auto, features, {', '.join(shifts)}.")
-    pair = DescriptorPair(fixed, moving)
+    pair = descriptors or DescriptorPair(fixed, moving)
     if start == "features":
         fit = pair.search(progress)
         matrix = np.eye(4) if fit is None else fit.matrix
@@ -144,12 +146,19 @@ def _most_informative_start(
 
 
 class DescriptorPair:
-    """MIND descriptors of both sides on lattices of one spacing, along the patient's axes."""
+    """MIND descriptors of both sides on lattices of one spacing, along the patient's axes; made when asked for."""
 
     def __init__(self, fixed: Side, moving: Side):
         self._spacing = max(float(grid_of(side.grey).spacing.max()) for side in (fixed, moving))
         self._sides = fixed, moving
-        self.fixed, self.moving = (self._describe(side) for side in self._sides)
+
+    @cached_property
+    def fixed(self) -> Description:
+        return self._describe(self._sides[0])
+
+    @cached_property
+    def moving(self) -> Description:
+        return self._describe(self._sides[1])
 
     def _describe(self, side: Side, rotation: np.ndarray | None = None, coarser: float = 1.0) -> Description:
         own, spacing = grid_of(side.grey), coarser * self._spacing
@@ -170,16 +179,28 @@ class DescriptorPair:
         turn = _nearest_turn(matrix)
         return self.moving if np.allclose(turn, np.eye(3)) else self._describe(self._sides[1], turn)
 
-    def refined_agreement(self, matrix: np.ndarray) -> float:
-        """`agreement` after ``matrix`` has been refined by matched neighbourhoods."""
-        return self._refined_agreement(self._turned(matrix), matrix)
+    def is_mirrored(self, matrix: np.ndarray) -> bool:
+        """Whether the descriptors match clearly better with the moving image's left and right swapped.
 
-    def mirrored_agreement(self, matrix: np.ndarray) -> float:
-        """The same with the moving image's left and right swapped, from its best place, turned as ``matrix`` does."""
-        turn = _nearest_turn(matrix) @ np.diag([-1.0, 1.0, 1.0])
-        described = self._describe(self._sides[1], turn)
-        fits = block_matching.search(self.fixed, described, 2)
-        return max((self._refined_agreement(described, fit.matrix) for fit in fits), default=0.0)
+        Both are refined by matched neighbourhoods, the upright one from ``matrix``, the mirrored one from its best
+        places, turned as ``matrix`` does, so that they compete on equal terms. That is left out where the mirrored one
+        is clearly worse before, on a coarser lattice.
+        """
+        turn = _nearest_turn(matrix)
+        mirror = turn @ np.diag([-1.0, 1.0, 1.0])
+        fixed, moving = self._sides
+        still, upright, swapped = (
+            self._describe(side, rotation, METHOD.turned_spacing)
+            for side, rotation in ((fixed, None), (moving, turn), (moving, mirror))
+        )
+        first = next(iter(block_matching.search(still, swapped, 1)), None)
+        hint = METHOD.mirror_hint * block_matching.agreement(still, upright, matrix)
+        if first is None or first.score < hint:
+            return False
+        swapped = self._describe(moving, mirror)
+        fits = block_matching.search(self.fixed, swapped, 2)
+        best = max((self._refined_agreement(swapped, fit.matrix) for fit in fits), default=0.0)
+        return best > METHOD.mirror_gain * self._refined_agreement(self._turned(matrix), matrix)
 
     def _refined_agreement(self, moving: Description, matrix: np.ndarray) -> float:
         found = block_matching.refine(self.fixed, moving, matrix)
@@ -216,13 +237,14 @@ def align_linearly(
     affine: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    descriptors: DescriptorPair | None = None,
 ) -> tuple[sitk.Transform, dict[str, Any]]:
     """``start`` improved by a rigid and an affine stage of `mutual_information.align`, and what came of it.
 
     The stages move fixed points before ``start`` does, which is kept exactly. The transform is one affine when
     ``start`` is linear, else a composite. A stage is undone when it is implausible or makes the images less similar,
     by mutual information or, where ``start`` is linear, by their descriptors: in images of partial overlap or of
-    different people mutual information alone drifts away.
+    different people mutual information alone drifts away. ``descriptors``: of both sides, if they are there already.
     The record: ``kept`` (start, rigid or affine), ``nmi`` of each stage and ``warnings``. Raises `Cancelled`.
     """
     fixed, moving = _as_side(fixed), _as_side(moving)
@@ -243,7 +265,7 @@ def align_linearly(
     nmi = {name: _similarity(fixed, moving, transform) for name, transform in found.items()}
     better = [name for name in found if nmi[name] >= nmi["start"]]
     if len(better) > 1 and start.IsLinear():
-        pair = DescriptorPair(fixed, moving)
+        pair = descriptors or DescriptorPair(fixed, moving)
         agreement = {name: pair.agreement(affine_matrix(found[name])) for name in better}
         better = [
             name for name in better if name == "start" or agreement[name] >= METHOD.kept_agreement * agreement["start"]

@@ -256,13 +256,14 @@ def _align(
             (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
         )
     ]
+    descriptors = linear.DescriptorPair(*sides)
     with progress.stage("start", 0.25):
         given = inputs.initial
         if given is None and inputs.fixed_box_mask is not None:
             given = boxes.box_start(inputs.fixed_box, inputs.moving_box, settings.affine)
         start = linear.start_transform(
             *sides, settings.start, given, settings.seed, progress, settings.affine,
-            on_found=lambda transform: _show(transform, inputs.fixed, progress),
+            on_found=lambda transform: _show(transform, inputs.fixed, progress), descriptors=descriptors,
         )  # fmt: skip
         chosen = given if settings.start in ("auto", "features") else start
         if given is None and regions is not None and settings.start == "auto":
@@ -270,14 +271,16 @@ def _align(
             start = chosen or start
         _show(start, inputs.fixed, progress)
     with progress.stage("linear", 0.625):
-        aligned, facts = linear.align_linearly(*sides, start, settings.rigid, settings.affine, settings.seed, progress)
+        aligned, facts = linear.align_linearly(
+            *sides, start, settings.rigid, settings.affine, settings.seed, progress, descriptors
+        )
         _show(aligned, inputs.fixed, progress)
     if inputs.fixed_box_mask is not None:
         overlaps = [boxes.overlap(inputs.fixed_box_mask, inputs.moving_box_mask, t) for t in (start, aligned)]
         if overlaps[1] < overlaps[0]:
             aligned, facts = start, {**facts, "kept": "start"}
     with progress.stage("check", 0.125):
-        return keep_supported(*sides, aligned, facts, chosen, progress)
+        return keep_supported(*sides, aligned, facts, chosen, progress, descriptors)
 
 
 def _deform(

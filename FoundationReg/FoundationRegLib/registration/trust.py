@@ -185,6 +185,7 @@ def keep_supported(
     facts: dict[str, Any],
     chosen: sitk.Transform | None,
     progress: Progress | None = None,
+    descriptors: DescriptorPair | None = None,
 ) -> tuple[sitk.Transform, dict[str, Any]]:
     """``found`` by the linear stage and its ``facts``, or the start, where nothing independent speaks for ``found``.
 
@@ -192,6 +193,7 @@ def keep_supported(
     optima everywhere; then the place that a person or the scanner gave is the better guess. It is not, where the images
     do not meet there: ``found`` stays, with a warning. The facts get the ``witness``, its ``support``, whether the pair
     matches better ``mirrored``, and under ``rest`` the candidate of `choose` that the start is, where it was kept.
+    ``descriptors``: of both sides, if they are there already.
     """
     witness = Witness(fixed, moving)
     start = chosen or sitk.Transform(3, sitk.sitkIdentity)
@@ -201,7 +203,8 @@ def keep_supported(
     if progress is not None:
         progress.check()
     if support >= METHOD.least_support:
-        facts["mirrored"] = mirrored(fixed, moving, found)
+        pair = descriptors or DescriptorPair(fixed, moving)
+        facts["mirrored"] = found.IsLinear() and pair.is_mirrored(affine_matrix(found))
         if facts["mirrored"]:
             warnings.append(_MIRRORED)
         return found, facts
@@ -223,19 +226,6 @@ _MIRRORED = (
     "The images match clearly better when one of them is mirrored: left and right may be swapped in one header. "
     "Nothing was mirrored."
 )
-
-
-def mirrored(fixed: Side, moving: Side, transform: sitk.Transform) -> bool:
-    """Whether the descriptors match clearly better with the moving image's left and right swapped.
-
-    Both are refined from where they are, the mirrored one from its best place, so that they compete on equal terms.
-    """
-    if not transform.IsLinear():
-        return False
-    pair = DescriptorPair(fixed, moving)
-    return pair.mirrored_agreement(affine_matrix(transform)) > METHOD.mirror_gain * pair.refined_agreement(
-        affine_matrix(transform)
-    )
 
 
 def choose(candidates: dict[str, sitk.Transform], facts: dict[str, Any], guided: bool) -> Trust:
