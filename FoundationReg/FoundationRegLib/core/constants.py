@@ -50,6 +50,9 @@ class MethodConstants:
             refinement; there mirrored headers gave 1.04 and more, right ones 0.92 and less. clearly_safer: difference
             in failure score from which a start replaces a result.
     Preparation
+        least_seen: share of the fixed body that the moving image must show; of less, grey values are normalised over
+            what both show. Brains cut to their upper 60 and 40 % (preset fast): Dice 0.714 to 0.748 and 0.633 to 0.726,
+            where the uncut one has 0.770 and 0.750; images that are not cut gain nothing.
         margin_mm: of the working grid around the body. descriptor_voxels: radius in voxels within which MIND sees a
             lesion. base_gb, voxel_bytes: peak memory, measured from 96 to 512 voxels cubed. least_voxels: no coarser
             grid is taken when memory runs out.
@@ -80,6 +83,7 @@ class MethodConstants:
     mirror_gain: float = 1.05
     mirror_hint: float = 0.9
     clearly_safer: float = 0.15
+    least_seen: float = 0.9
     margin_mm: float = 8.0
     descriptor_voxels: int = 3
     base_gb: float = 0.6

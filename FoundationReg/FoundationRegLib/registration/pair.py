@@ -18,7 +18,7 @@ class Pair:
     ``*_body``: what the encoders are shown. ``*_mask``: where similarity counts; both boolean (D, H, W). ``guides``:
     further channels (C, D, H, W) in 0..1 of fixed and moving that shall match, from segmentations. ``landmarks``:
     (n, 3) continuous array indices of fixed points and the displacement (n, 3) in mm along the axes that they need.
-    ``seen``: boolean (D, H, W), what both images show; None for all.
+    ``seen``: boolean (D, H, W), what both images show, where one cuts the other short; None otherwise.
     """
 
     grid: Grid

@@ -65,9 +65,10 @@ def prepare_pair(
         body = _mask_on(image_from_array(bodies[side], grid_of(image)), grid, through)
         sides[f"{side}_body"] = body if settings.body_mask and body.any() else inside
         sides[f"{side}_mask"] = _similarity_mask(inputs, side, sides[f"{side}_body"], inside, grid, through)
+    cut = seen[sides["fixed_body"]].mean() < METHOD.least_seen
     guides = _guides(inputs, grid, linear, by_labels)
     landmarks = _landmarks(inputs, grid, linear) if by_points else None
-    return Pair(grid, **sides, guides=guides, landmarks=landmarks, seen=None if seen.all() else seen)
+    return Pair(grid, **sides, guides=guides, landmarks=landmarks, seen=seen if cut else None)
 
 
 def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: int) -> Grid:
