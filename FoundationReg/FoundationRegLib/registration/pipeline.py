@@ -31,7 +31,7 @@ from . import boxes, linear
 from .boxes import BoxLike
 from .content import content_hash
 from .deformable import Deformation, deform
-from .forecast import expected_seconds
+from .forecast import Forecast
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
@@ -113,7 +113,8 @@ def register(
                 moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
                 fixed_box_mask=fixed_box_mask, moving_box_mask=moving_box_mask,
             )  # fmt: skip
-            progress.expect(expected_seconds(inputs, settings, device))
+            forecast = Forecast(inputs, settings, device, around is not None)
+            progress.expect(forecast.seconds)
         with progress.stage("segment", 0.3 if around is not None or settings.anatomy else 0.0):
             regions = _look(inputs, around, settings, device, progress, cache)
         with progress.stage("align", 0.12):
@@ -135,6 +136,7 @@ def register(
             if on_found is not None:
                 on_found(result)
             measure(result, inputs, deformation, settings, progress)
+        forecast.learn(progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
 
