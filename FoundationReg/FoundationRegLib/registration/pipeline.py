@@ -130,7 +130,7 @@ def register(
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
-            facts["guided"] = any(guided) or inputs.fixed_box_mask is not None
+            facts |= {"guided": any(guided), "boxed": inputs.fixed_box_mask is not None}
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
             if on_found is not None:
                 on_found(result)

@@ -54,18 +54,21 @@ def prepare_pair(
         bodies[side] = foreground_mask(array, kinds[side], grid_of(getattr(inputs, side)).spacing)
     grid = _working_grid(inputs, bodies["fixed"], settings, voxels)
     sides: dict[str, np.ndarray] = {}
+    seen = np.ones(grid.shape, bool)
     for side, array in arrays.items():
         image, through = getattr(inputs, side), linear if side == "moving" else None
         window = getattr(settings, f"{side}_window")
         scaled = image_from_array(scale_intensity(array, kinds[side], window, bodies[side]), grid_of(image))
         sides[side] = resample_to_grid(scaled, grid, through, background=0.0)
         inside = validity(image, grid, through)
+        seen &= inside
         body = _mask_on(image_from_array(bodies[side], grid_of(image)), grid, through)
         sides[f"{side}_body"] = body if settings.body_mask and body.any() else inside
         sides[f"{side}_mask"] = _similarity_mask(inputs, side, sides[f"{side}_body"], inside, grid, through)
+    cut = seen[sides["fixed_body"]].mean() < METHOD.least_seen
     guides = _guides(inputs, grid, linear, by_labels)
     landmarks = _landmarks(inputs, grid, linear) if by_points else None
-    return Pair(grid, **sides, guides=guides, landmarks=landmarks)
+    return Pair(grid, **sides, guides=guides, landmarks=landmarks, seen=seen if cut else None)
 
 
 def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: int) -> Grid:
