@@ -29,6 +29,7 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry, own_model
 from . import boxes, linear
+from .ahead import SIDES, Ahead
 from .boxes import BoxLike
 from .deformable import Deformation, deform
 from .forecast import expected_seconds
@@ -68,6 +69,7 @@ def register(
     progress: Progress | None = None,
     cache: Cache | None = None,
     on_found: Callable[[Registration], None] | None = None,
+    begun: Ahead | None = None,
 ) -> Registration:
     """Find the transform that takes fixed points to moving points.
 
@@ -86,6 +88,7 @@ def register(
         on_found: gets the result as soon as its transform is known and before anything is measured: ``warped``,
             ``metrics`` and ``quality`` are still empty then.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
+        begun: of `ahead.begin` with the same arguments, where these have been read already.
 
     Raises:
         InputError: for input that cannot be used, before any long work starts.
@@ -103,11 +106,16 @@ def register(
         _require_networks(settings, download, progress)
     with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
-            inputs = read_inputs(
-                fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
-                exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
-                moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
+            ahead = begun or Ahead(
+                read_inputs(
+                    fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask,
+                    moving_mask=moving_mask, exclude_fixed=exclude_fixed, exclude_moving=exclude_moving,
+                    fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
+                    moving_points=moving_points,
+                ),
+                settings,
             )  # fmt: skip
+            inputs = ahead.inputs
             progress.expect(expected_seconds(inputs, settings, device))
         with progress.stage("segment", 0.3 if around or settings.anatomy else 0.0):
             regions = _look(inputs, around, settings, device, progress, cache)
@@ -115,12 +123,14 @@ def register(
             images, masks = _content(inputs.fixed, inputs.moving, inputs.initial), _content(*inputs.guidance())
             look_ahead(cache, images, masks, inputs, settings, device, progress, _previewer)
             key = ("linear", images, masks, _aligning(settings))
-            transform, facts = cache.get(key, lambda: _align(inputs, regions, settings, progress))
+            if cache.find(key) is None:
+                ahead.start()
+            transform, facts = cache.get(key, lambda: _align(ahead, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
-        pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
+        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
@@ -247,15 +257,10 @@ def _look(
 
 
 def _align(
-    inputs: Inputs, regions: RegionPair | None, settings: Settings, progress: Progress
+    ahead: Ahead, regions: RegionPair | None, settings: Settings, progress: Progress
 ) -> tuple[sitk.Transform, dict[str, Any]]:
-    sides = [
-        linear.prepare(image, mask, None if kind == "auto" else kind, window)
-        for image, mask, kind, window in (
-            (inputs.fixed, inputs.fixed_mask, settings.fixed_intensity, settings.fixed_window),
-            (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
-        )
-    ]
+    inputs = ahead.inputs
+    sides = [ahead.side(name) for name in SIDES]
     descriptors = linear.DescriptorPair(*sides)
     with progress.stage("start", 0.25):
         given = inputs.initial
@@ -284,7 +289,7 @@ def _align(
 
 
 def _deform(
-    inputs: Inputs,
+    ahead: Ahead,
     linear: sitk.Transform,
     content: Hashable,
     guided: tuple[bool, bool],
@@ -298,13 +303,13 @@ def _deform(
     When memory runs out on a grid that nobody asked for, one of half as many voxels is taken instead.
     """
     preview = _previewer(linear, progress)
-    guides = any(guided) or inputs.fixed_box_mask is not None
+    guides = any(guided) or ahead.inputs.fixed_box_mask is not None
     wanted = str([settings.to_dict(), guided]) if guides else _preparing(settings)
 
     def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
         with progress.stage("prepare", 0.05):
             key = ("pair", content, wanted, voxels)
-            pair = cache.get(key, lambda: prepare_pair(inputs, linear, settings, voxels, *guided))
+            pair = cache.get(key, lambda: prepare_pair(ahead, linear, settings, voxels, *guided))
         try:
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)
