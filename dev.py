@@ -9,7 +9,7 @@
     python dev.py benchmark [NAME]     speed, memory and accuracy
     python dev.py screenshots          take the pictures of the documentation anew
     python dev.py format               format the sources; update the lists and the address that CMake holds
-    python dev.py setup                only make .venv and install
+    python dev.py setup                only make .venv, install, and build the compiled kernels
 
 The first run makes the folder .venv and installs into it the versions in constraints.txt; later runs start at once.
 """
@@ -106,7 +106,8 @@ def suitable_python() -> list[str]:
 
 def wanted_setup(python_version) -> str:
     """Fingerprint of everything that decides what is installed."""
-    parts = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    kernels = sorted((ROOT / "FoundationReg" / "Resources" / "Kernels").glob("*.?pp"))
+    parts = [path.read_bytes() for path in (ROOT / "pyproject.toml", ROOT / "constraints.txt", *kernels)]
     parts.append(f"{python_version} {platform.system()} {platform.machine()} {ROOT}".encode())
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
@@ -146,7 +147,14 @@ def set_up(extra: str) -> None:
     say(f"Installing FoundationReg with [{extra}] into .venv, versions from constraints.txt")
     run(*pip, "--constraint", "constraints.txt", "--editable", f".[{','.join(sorted({*extras, extra}))}]")
     STAMP.write_text(json.dumps({"setup": setup, "extras": sorted({*extras, extra})}), encoding="utf-8")
+    build_kernels()
     say("Installed.")
+
+
+def build_kernels() -> None:
+    """Build the compiled kernels where there is a C++ compiler; everything works without them, only more slowly."""
+    say("Building the compiled kernels (a C++ compiler makes them; without one, PyTorch does their work more slowly)")
+    run(VENV_PYTHON, "-m", "FoundationRegLib.native.build", "--optional")
 
 
 def missing_packages(libraries: dict[str, str]) -> list[str]:
@@ -276,6 +284,7 @@ def main(arguments: list[str]) -> int:
             return own[command](rest)
         if command == "setup":
             set_up(rest[0] if rest else "run")
+            build_kernels()
             return 0
         if command in CLI_COMMANDS:
             set_up("run")

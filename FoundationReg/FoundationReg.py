@@ -9,6 +9,7 @@ import vtk
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
     vtkMRMLMarkupsFiducialNode,
+    vtkMRMLMarkupsROINode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
     vtkMRMLTransformableNode,
@@ -141,6 +142,11 @@ class FoundationRegParameterNode:
     movingLandmarks: vtkMRMLMarkupsFiducialNode
     guideWithLabels: bool = False
     guideWithLandmarks: bool = False
+    fixedBox: vtkMRMLMarkupsROINode
+    movingBox: vtkMRMLMarkupsROINode
+    fixedBoxMask: vtkMRMLSegmentationNode
+    movingBoxMask: vtkMRMLSegmentationNode
+    anatomy: str = DEFAULTS.anatomy
     carried: list[vtkMRMLTransformableNode]
 
     fixedIntensity: Intensity = Intensity.AUTO
@@ -354,7 +360,7 @@ class FoundationRegLogic(ScriptedLoadableModuleLogic):
         :param onEvent: called with a dictionary for each step of progress and at the end.
         :param options: other fields of ``FoundationRegLib.slicer.client.request.RegistrationRequest`` by name, such as
           ``fixed_mask``, ``moving_mask``, ``exclude_fixed``, ``exclude_moving``, ``initial_transform``,
-          ``fixed_points``, ``moving_points``, ``guide_with_points``, ``jacobian``.
+          ``fixed_points``, ``moving_points``, ``guide_with_points``, ``fixed_box``, ``moving_box``, ``jacobian``.
         :returns: a ``RegistrationResult`` with the nodes and metrics, or, without waiting, the ``RegistrationJob``,
           which has ``state``, ``result``, ``error``, ``cancel()``, ``finish()`` and ``wait()``.
         :raises FoundationRegLib.errors.FoundationRegError: with one plain sentence.

@@ -45,6 +45,21 @@ def summary(value):
     return int(np.count_nonzero(sitk.GetArrayViewFromImage(value))) if isinstance(value, sitk.Image) else value
 
 
+def voxels_in_boxes(images, boxes, settings=None, device=None, progress=None, sides=("fixed", "moving")):
+    """Masks of all voxels within the boxes: a decoder that finds each box full."""
+    from FoundationRegLib.features.box_masks import voxels_within
+    from FoundationRegLib.registration.boxes import bounds_on
+
+    masks = []
+    for image, box, side in zip(images, boxes, sides, strict=True):
+        array = np.zeros(image.GetSize()[::-1], np.uint8)
+        array[voxels_within(bounds_on(grid_of(image), box, side), array.shape)] = 1
+        mask = sitk.GetImageFromArray(array)
+        mask.CopyInformation(image)
+        masks.append(mask)
+    return tuple(masks)
+
+
 def register(fixed, moving, settings=None, *, initial_transform=None, progress=None, cache=None, **others):
     """Answer a shift of ``smoothness`` mm along LPS x, composed with the initial transform."""
     action, shift = settings.seed, (settings.smoothness, 0.0, 0.0)
@@ -85,6 +100,7 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         )
     transform = sitk.DisplacementFieldTransform(sitk.Image(field))
     labels = others.get("moving_labels")
+    boxed = others.get("fixed_box") is not None and others.get("moving_box") is not None
     rgb = {
         side: np.random.default_rng(0).integers(0, 255, (*grid.shape, 3), dtype=np.uint8)
         for side in ("fixed", "moving")
@@ -103,6 +119,7 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         features={"mind": rgb},
         feature_grid=grid,
         uncertainty=gradient(fixed),
+        box_masks=voxels_in_boxes((fixed, moving), (others["fixed_box"], others["moving_box"])) if boxed else None,
         warped_labels=None if labels is None else sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0),
     )  # fmt: skip
 
@@ -119,7 +136,8 @@ def download(encoder, progress=None, **_options):
 
 
 if __name__ == "__main__":
+    from FoundationRegLib.registration import boxes
     from FoundationRegLib.weights import store
 
-    store.download = download
+    store.download, store.require, boxes.segment_boxes = download, lambda item: None, voxels_in_boxes
     sys.exit(worker.main(register=register))

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import make_grid
+from conftest import make_grid, rotation
 from FoundationRegLib.app import cli
 from FoundationRegLib.encoders.box_decoder import build_box_decoder
 from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.features.box_masks import box_mask
 from FoundationRegLib.images.conversion import image_from_array
 from FoundationRegLib.images.transforms import affine_matrix
-from FoundationRegLib.registration import boxes
+from FoundationRegLib.registration import boxes, pipeline
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.weights import store
 from FoundationRegLib.weights.catalogue import entry
@@ -143,6 +143,42 @@ def test_corners_may_come_in_any_order_and_are_cut_to_the_image():
         boxes.bounds_on(grid, boxes.checked_box([0, 0, 0, 1, 9, 9], "fixed"), "fixed")
 
 
+def corners_of(middle, edges):
+    """The eight corners of a box with the ``edges`` (3, 3) around ``middle``."""
+    signs = np.array([[a, b, c] for a in (-0.5, 0.5) for b in (-0.5, 0.5) for c in (-0.5, 0.5)])
+    return middle + signs @ np.asarray(edges, float)
+
+
+def test_a_turned_box_is_taken_along_the_axes_of_its_image():
+    grid = make_grid((20, 20, 20), (2.0, 1.0, 3.0), center=(5, -3, 2), turn=(30, 10, -20))
+    middle = grid.points((8.0, 9.0, 10.0))
+    edges = (grid.direction * grid.spacing).T * ((4.0,), (6.0,), (8.0,))
+    for order in ((0, 1, 2), (2, 0, 1)):
+        box = boxes.checked_box(corners_of(middle, edges[list(order)]), "fixed")
+        np.testing.assert_allclose(boxes.bounds_on(grid, box, "fixed"), [(6, 10), (6, 12), (6, 14)], atol=1e-9)
+    with pytest.raises(InputError, match="not those of a box"):
+        boxes.checked_box(np.random.default_rng(0).normal(size=(8, 3)), "fixed")
+    with pytest.raises(InputError, match="The fixed box is empty"):
+        boxes.checked_box(corners_of(middle, edges * ((1.0,), (0.0,), (1.0,))), "fixed")
+
+
+def test_turned_boxes_start_from_their_centres_and_sizes():
+    turn = rotation(12, -8, 5)
+    fixed = corners_of(np.array([3.0, 4, 5]), np.diag([20.0, 30, 40]) @ turn.T)
+    # The edges in another order: only where they lead counts.
+    moving = corners_of(np.array([-7.0, 1, 2]), (np.diag([22.0, 27, 40]) @ turn.T)[[2, 0, 1]])
+    start = boxes.box_start(fixed, moving)
+    np.testing.assert_allclose(np.diag(affine_matrix(start))[:3], (1.1, 0.9, 1.0), atol=1e-9)
+    np.testing.assert_allclose(start.TransformPoint((3.0, 4.0, 5.0)), (-7, 1, 2), atol=1e-9)
+
+
+def test_the_box_around_a_mask_is_the_mask(grid):
+    mask = np.zeros(grid.shape, np.uint8)
+    mask[3:9, 4:15, 7:11] = 1
+    box = boxes.checked_box(boxes.box_around(image_from_array(mask, grid)), "fixed")
+    np.testing.assert_allclose(boxes.bounds_on(grid, box, "fixed"), [(2.5, 8.5), (3.5, 14.5), (6.5, 10.5)], atol=1e-9)
+
+
 def test_one_box_alone_is_refused():
     assert boxes.require_boxes(None, None) is None
     with pytest.raises(InputError, match="in both images, or in none"):
@@ -204,16 +240,48 @@ def test_a_box_around_nothing_is_refused(without_weights):
         boxes.segment_boxes((image, image), (around, nothing), Settings(), torch.device("cpu"))
 
 
+def egg_pair(shift):
+    """Two images of a body that lies still, in which an egg lies ``shift`` mm apart; its box; the eggs."""
+    grid = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0))
+    body, eggs = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0)), [egg_on(grid, at) for at in (np.zeros(3), shift)]
+    images = [image_from_array((250.0 * body + 650.0 * egg).astype(np.float32), grid) for egg in eggs]
+    masks = [image_from_array(egg.astype(np.uint8), grid) for egg in eggs]
+    return images, np.array([[-17.0, -13, -21], [17, 13, 21]]), masks
+
+
+def test_segmented_looked_at_corrected_and_guiding(without_weights, monkeypatch):
+    """What a person corrected guides as it is and needs no box; the other side is segmented."""
+    monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    shift = np.array([18.0, 0, 0])
+    images, corners, eggs = egg_pair(shift)
+    settings = Settings(levels=(2,), iterations=4, search_range_mm=0)
+    masks = pipeline.segment_in_boxes(*images, corners, corners + shift, settings)
+    still = sitk.Transform(3, sitk.sitkIdentity)
+    assert min(boxes.overlap(mask, egg, still) for mask, egg in zip(masks, eggs, strict=True)) > 0.9
+    corrected = sitk.Image(masks[0])
+    corrected[20:24, 18:22, 14:17] = 0
+    result = pipeline.register(*images, settings, fixed_box_mask=corrected, moving_box=corners + shift)
+    found = [sitk.GetArrayViewFromImage(mask) for mask in (*result.box_masks, corrected, masks[1])]
+    assert (found[0] == found[2]).all() and (found[1] == found[3]).all()
+    assert boxes.overlap(*eggs, result.transform) > 0.8 > 0.5 > boxes.overlap(*eggs, still)
+
+
+def test_masks_of_both_sides_need_no_weights(monkeypatch):
+    monkeypatch.setattr(boxes.store, "require", None)
+    assert boxes.require_boxes(None, None, "a mask", "another") == {}
+    assert list(boxes.require_boxes([0, 0, 0, 9, 9, 9], None, "a mask", "another")) == ["fixed"]
+    with pytest.raises(InputError, match="in both images, or in none"):
+        boxes.require_boxes(None, None, "a mask", None)
+
+
 def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weights, tmp_path, monkeypatch):
     """The egg lies 18 mm off and everything else in the images says that it does not."""
     monkeypatch.setattr(boxes.store, "require", lambda item: None)
-    grid, shift = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0)), np.array([18.0, 0, 0])
-    around = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0))
-    corners = np.array([[-17.0, -13, -21], [17, 13, 21]])
+    shift = np.array([18.0, 0, 0])
+    images, corners, _ = egg_pair(shift)
     command = ["register"]
-    for side, middle in (("fixed", np.zeros(3)), ("moving", shift)):
-        image = 250.0 * around + 650.0 * egg_on(grid, middle)
-        sitk.WriteImage(image_from_array(image.astype(np.float32), grid), str(tmp_path / f"{side}.nii.gz"))
+    for side, middle, image in (("fixed", np.zeros(3), images[0]), ("moving", shift, images[1])):
+        sitk.WriteImage(image, str(tmp_path / f"{side}.nii.gz"))
         command.append(str(tmp_path / f"{side}.nii.gz"))
         command += [f"--{side}-box", *(str(x) for x in (corners + middle).ravel())]
     fast = ("levels=2", "iterations=4", "search_range_mm=0")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import smooth_noise
 from FoundationRegLib.errors import Cancelled
+from FoundationRegLib.native import library
 from FoundationRegLib.numerics import adam, data_term, filters, gauss_newton
 from FoundationRegLib.numerics.data_term import FeaturePair
 from FoundationRegLib.numerics.fields import exponential, folded_percent, jacobian_determinant, resize, warp
@@ -122,7 +123,14 @@ def test_pull_and_curvature_are_the_derivatives_of_the_energy(every):
             number += 1
 
 
-def test_blocks_do_not_change_the_equations(monkeypatch):
+@pytest.fixture
+def torch_alone():
+    """Without the compiled kernels."""
+    with library.without():
+        yield
+
+
+def test_blocks_do_not_change_the_equations(monkeypatch, torch_alone):
     """However the lattice is cut, and whatever is left out because it has no weight."""
     pair, weight = warped_pair(smooth_field(1.0)), torch.rand(SHAPE, generator=torch.Generator().manual_seed(1))
     weight[:, :7], weight[:, :, 21:], weight[11:15] = 0, 0, 0

@@ -57,11 +57,11 @@ def register(args: argparse.Namespace) -> None:
             from ..registration import ahead
 
             given = {name: getattr(args, name) for name in ("fixed", "moving", *READ)}
-            reading = ahead.begin(settings, **given)
+            all_read = ahead.begin(settings, **given)
             try:
                 from ..registration import pipeline  # loads torch
             finally:
-                begun = reading()
+                begun = all_read()
             with progress.stage("register", 0.95):
                 guides = {name: getattr(args, name) for name in GUIDES}
                 result = pipeline.register(**given, **guides, settings=settings, progress=progress, begun=begun)

@@ -51,6 +51,14 @@ def save_image(path: Path, image) -> dict:
     return save_array(path, array.astype(np.float32) if array.dtype == np.float64 else array, grid_of(image))
 
 
+def save_pair(folder: Path, name: str, images) -> dict:
+    """Write a fixed and a moving SimpleITK image, by side."""
+    return {
+        side: save_image(folder / f"{name}-{side}.npy", image)
+        for side, image in zip(("fixed", "moving"), images, strict=True)
+    }
+
+
 def save_found(result, folder: Path) -> dict:
     """Write what a `registration.Registration` holds before it is measured, and say where it is."""
     from ..images.transforms import affine_matrix
@@ -73,6 +81,8 @@ def save_found(result, folder: Path) -> dict:
         image = getattr(result, name)
         if image is not None:
             answer[name] = save_image(folder / f"{name}.npy", image)
+    if result.box_masks is not None:
+        answer["box_masks"] = save_pair(folder, "box-mask", result.box_masks)
     if result.uncertainty is not None:
         answer["uncertainty"] = save_image(folder / "uncertainty.npy", result.uncertainty)
     for count, (encoder, pair) in enumerate(result.features.items()):

@@ -48,6 +48,9 @@ _WORKER_CONFIG = {
     "distributed.scheduler.worker-ttl": None,
     # Many workers that start at once, from a slow disk or on a busy machine, need their time.
     "distributed.comm.timeouts.connect": "120s",
+    # What only Dask's dashboard shows costs each worker some percent of a core, waiting ones too.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.preload": ["FoundationRegLib.cohort.interrupts"],
 }
 

@@ -11,12 +11,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "core": (),
     "settings": ("core",),
     "images": ("core",),
-    "numerics": ("core",),
+    "native": ("core",),
+    "numerics": ("core", "native"),
     "weights": ("core",),
-    "encoders": ("core", "weights"),
-    "features": ("core", "numerics", "encoders"),
+    "encoders": ("core", "native", "weights"),
+    "features": ("core", "native", "numerics", "encoders"),
     "evaluation": ("core", "images", "numerics"),
-    "registration": ("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+    "registration": (
+        *("core", "settings", "images", "native", "numerics", "weights", "encoders", "features", "evaluation"),
+    ),
     "interaction": ("core", "images", "numerics", "weights", "encoders", "registration"),
     "reporting": ("core", "images", "evaluation", "registration"),
     "cohort": (
@@ -24,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("registration", "reporting"),
     ),
     "app": (
-        *("core", "settings", "images", "numerics", "weights", "encoders", "features", "evaluation"),
+        *("core", "settings", "images", "native", "numerics", "weights", "encoders", "features", "evaluation"),
         *("registration", "interaction", "reporting", "cohort"),
     ),
     "slicer.scene": ("core", "evaluation"),

@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..native import kernels
 from .filters import smooth
 from .parallel import each
 from .sampling import sample_at
@@ -93,7 +95,17 @@ class DataTerm:
     ):
         self.sign, self.pairs, self.weight, self.landing, self.stride = sign, pairs, weight, landing, stride
         self.robust = robust
-        self.blocks = _blocks(weight, stride)
+        tensors = [weight, landing, *(features for pair in pairs for features in (pair.fixed, pair.moving))]
+        shapes = {tuple(values.shape[-3:]) for values in tensors}
+        self.compiled = kernels.usable(*tensors) and len(shapes) == 1 and all(n % stride == 0 for n in weight.shape)
+        if self.compiled:
+            self.packed = [(kernels.by_voxel(pair.fixed), kernels.by_voxel(pair.moving)) for pair in pairs]
+            self.extents = kernels.row_extents(weight)
+
+    @cached_property
+    def blocks(self) -> list[Box]:
+        """What torch works on, piece by piece."""
+        return _blocks(self.weight, self.stride)
 
     def linearised(self, shift: Tensor) -> tuple[Tensor, Tensor, float]:
         """Curvature (6: zz zy zx yy yx xx) and negative gradient (3) of the data term on the nodes, and its value.
@@ -102,9 +114,17 @@ class DataTerm:
         nodes.
         """
         nodes = tuple(n // self.stride for n in self.weight.shape)
+        mass = self.weight.new_zeros(nodes)
+        if self.compiled and kernels.usable(shift) and kernels.fits(shift.shape[1:], self.weight.shape):
+            terms = [
+                kernels.data_term(
+                    *packed, self.weight, self.landing, shift, self.extents, self.stride, None if n else mass
+                )
+                for n, packed in enumerate(self.packed)
+            ]
+            return self._combined(terms, mass)
         # Per pair: three rows of the negative gradient, six of curvature, and the squared residual.
         terms = [self.weight.new_zeros((10, *nodes)) for _ in self.pairs]
-        mass = self.weight.new_zeros(nodes)
         each(lambda box: self._fill(box, shift, terms, mass), self.blocks, self.weight.device)
         return self._combined(terms, mass)
 

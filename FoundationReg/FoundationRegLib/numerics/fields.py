@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.grid import Grid
+from ..native import kernels
 from .sampling import sample_at
 
 
@@ -25,6 +26,9 @@ def warp(
 
     ``mode``: bilinear (trilinear here) or nearest. ``padding``: border repeats the edge outside, zeros does not.
     """
+    shared = volume.shape[1:] == displacement.shape[1:]
+    if mode == "bilinear" and padding == "border" and shared and kernels.usable(volume, displacement):
+        return kernels.warp(volume, displacement, spacing)
     voxels = displacement / _column(spacing, displacement)
     places = [voxels[n] + _steps(n, displacement) for n in range(3)]
     return _sample(volume, places, mode, padding)
@@ -89,6 +93,8 @@ def exponential(velocity: Tensor, spacing: Sequence[float], steps: int | None = 
     if steps is None:
         longest = float((velocity.detach() / _column(spacing, velocity)).abs().max())
         steps = max(1, math.ceil(math.log2(longest))) if longest > 0 else 0
+    if kernels.usable(velocity):
+        return kernels.exponential(velocity, spacing, steps)
     # Worked on in the order and units of `sample_at`, so that a composition is one sum and one look-up.
     unit = _column([2 / (max(n - 1, 1) * s) for n, s in zip(shape, spacing, strict=True)], velocity)
     axes = [torch.linspace(-1, 1, n, device=velocity.device) if n > 1 else velocity.new_zeros(1) for n in shape]

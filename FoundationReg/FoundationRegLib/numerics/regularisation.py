@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..native import kernels
 from .filters import halved, smooth
 
 # Conjugate gradient steps on the lattice itself, on one of half its resolution, and so on.
@@ -136,6 +137,11 @@ def _conjugate_gradients(
     curvature: Tensor, negative_gradient: Tensor, regulariser: Regulariser, start: Tensor | None, steps: int
 ) -> Tensor:
     """`solve` on one lattice, from ``start`` or zero, with the diagonal as preconditioner."""
+    weight = regulariser.node_weight
+    given = [values for values in (curvature, negative_gradient, start, weight) if values is not None]
+    if kernels.usable(*given):
+        diffusion, bending = regulariser.diffusion, regulariser.bending
+        return kernels.conjugate_gradients(curvature, negative_gradient, weight, diffusion, bending, start, steps)
     zz, zy, zx, yy, yx, xx = curvature
     diagonal = torch.stack([zz, yy, xx]) + regulariser.diagonal()
 

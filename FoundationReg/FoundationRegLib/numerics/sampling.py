@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..native import kernels
 from .parallel import each
 
 # Places that the CPU reads at a time.
@@ -25,6 +26,8 @@ def sample_at(volume: Tensor, grid: Tensor, mode: str = "bilinear", padding: str
     wanted = torch.is_grad_enabled() and (volume.requires_grad or grid.requires_grad)
     if volume.device.type != "cpu" or wanted or padding != "border" or volume.dtype != torch.float32:
         return F.grid_sample(volume[None], grid[None], mode, padding, align_corners=True)[0]
+    if mode in ("bilinear", "nearest") and kernels.usable(volume, grid):
+        return kernels.sample(volume, grid, mode == "nearest")
     volume, step = volume.contiguous(), max(1, _GROUP // (grid.shape[1] * grid.shape[2]))
     values = volume.new_empty((volume.shape[0], *grid.shape[:3]))
 

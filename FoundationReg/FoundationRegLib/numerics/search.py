@@ -8,11 +8,13 @@ scale, so that one schedule serves every encoder. Displacements in here are coun
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..native import kernels
 from .fields import compose, warp
 from .filters import smooth
 from .parallel import each
@@ -104,6 +106,10 @@ def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, 
     padded = F.pad(moving[None], [r for r in reversed(reach) for _ in range(2)], mode="replicate")[0]
     energy = padded.square().sum(0)
     share = smooth(smooth(weight)).clamp_min(1e-3)
+    if kernels.usable(fixed, moving, weight):
+        cost = kernels.cost_volume(fixed, padded, energy, offsets, weight, share, check)
+        least, average = kernels.cost_range(cost)
+        return kernels.scale_costs(cost, least, 1 / float(_typical(average, weight)))
     cost = fixed.new_empty((len(offsets), *shape))
 
     def fill(first: int) -> None:
@@ -119,8 +125,13 @@ def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, 
 
     each(fill, range(0, len(offsets), _GROUP), fixed.device)
     cost -= cost.amin(0)
-    average = cost.mean(0)
-    return cost.div_((average[weight > 0.5].mean() if (weight > 0.5).any() else average.mean()).clamp_min(1e-12))
+    return cost.div_(_typical(cost.mean(0), weight))
+
+
+def _typical(average: Tensor, weight: Tensor) -> Tensor:
+    """Mean of ``average`` (D, H, W) where the nodes count, above zero."""
+    inside = weight > 0.5
+    return (average[inside].mean() if inside.any() else average.mean()).clamp_min(1e-12)
 
 
 def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPLING, chunk: int = 1024) -> Tensor:
@@ -130,6 +141,8 @@ def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPL
     smoothing. ``offsets`` (K, 3) are the candidates. Nodes whose ``weight`` (D, H, W) is zero follow their neighbours.
     """
     active = smooth(weight) > 0
+    if kernels.usable(cost, offsets):
+        return _coupled_convex_compiled(cost, offsets, active, coupling)
     # Candidates last: the smallest of neighbouring numbers is found many times quicker.
     flat = cost.flatten(1).T[active.flatten()]
     squared = offsets.square().sum(1)
@@ -150,6 +163,14 @@ def coupled_convex(cost: Tensor, offsets: Tensor, weight: Tensor, coupling=COUPL
         each(choose, range(0, len(flat), chunk), flat.device)
         field[:, active] = best.T
         field = smooth(field)
+    return field
+
+
+def _coupled_convex_compiled(cost: Tensor, offsets: Tensor, active: Tensor, coupling: Sequence[float]) -> Tensor:
+    """`coupled_convex` by the compiled kernels, which read the costs as they lie; ``active`` (D, H, W) is boolean."""
+    field = cost.new_zeros((3, *cost.shape[1:]))
+    for strength in (0.0, *coupling):
+        field = smooth(kernels.choose_candidates(cost.contiguous(), offsets, active, field, strength))
     return field
 
 

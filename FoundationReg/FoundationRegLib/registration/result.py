@@ -21,6 +21,7 @@ from ..features.raster import FeatureRaster, resample_features
 from ..images.conversion import grid_of, image_from_array
 from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import compose_field
+from ..native import library
 from ..settings import Settings
 from ..weights.catalogue import catalogue
 from .deformable import Deformation
@@ -200,6 +201,7 @@ def _record(settings: Settings, device: torch.device, deformation: Deformation, 
             "numpy": np.__version__,
             "SimpleITK": sitk.Version.VersionString(),
         },
+        "compiled_kernels": library.in_use() if device.type == "cpu" else "none",
         "weights_sha256": deformation.weights,
         "grey_weights": [round(share, 3) for share in deformation.grey],
         "working_grid": {"shape": list(pair.grid.shape), "spacing_mm": float(pair.grid.spacing[0])},

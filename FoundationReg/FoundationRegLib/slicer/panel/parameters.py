@@ -14,6 +14,7 @@ from . import availability
 # parameter of the node -> field of Settings
 FIELDS = {
     "smoothness": "smoothness",
+    "anatomy": "anatomy",
     "bodyMask": "body_mask",
     "rigid": "rigid",
     "affine": "affine",
@@ -96,6 +97,11 @@ def encoders_of(parameters) -> list[tuple[str, float]]:
     return [(name, usual.get(name, 1.0)) for name in names]
 
 
+def has_boxes(parameters) -> bool:
+    """Whether something is left to segment in boxes, as far as the nodes tell."""
+    return parameters.fixedBox is not None or parameters.movingBox is not None
+
+
 def changed_fields(parameters) -> list[str]:
     """Settings that differ from the preset's, by field name."""
     preset = Settings.from_preset(parameters.preset).to_dict()
@@ -153,6 +159,10 @@ def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
         moving_labels=parameters.movingLabels,
         fixed_points=fixed_points,
         moving_points=moving_points,
+        fixed_box=parameters.fixedBox,
+        moving_box=parameters.movingBox,
+        fixed_box_mask=parameters.fixedBoxMask,
+        moving_box_mask=parameters.movingBoxMask,
         guide_with_labels=parameters.guideWithLabels,
         guide_with_points=guides,
         volume=volume_options(parameters),

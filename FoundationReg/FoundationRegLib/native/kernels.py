@@ -1,0 +1,238 @@
+"""The compiled kernels as functions of tensors.
+
+Call them only where `usable` says so. Tensors are float32 on the CPU; those that are not contiguous are copied. Each
+call uses as many threads as torch has in the calling thread, and gives the same result with any number. Other Python
+threads go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .library import library
+
+Check = Callable[[], None]
+
+_ARGUMENTS = {
+    # name: p pointer, i int, f float
+    "row_extents": "ppp",
+    "data_term": "ppppppppppiii",
+    "smooth": "pppii",
+    "sample": "pppp" + "liii",
+    "warp": "pppp" + "fff" + "ii",
+    "exponential": "ppp" + "fff" + "ii",
+    "conjugate_gradients": "ppppp" + "ff" + "iii",
+    "candidate_costs": "pppppppppiii",
+    "cost_range": "ppplii",
+    "scale_costs": "ppflii",
+    "choose_candidates": "ppppflii",
+}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float}
+# Candidates whose costs are worked out between two looks at whether to stop.
+_CANDIDATES = 128
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether there are kernels and they can work on ``tensors``: float32, on the CPU, and no gradient is wanted."""
+    if library() is None:
+        return False
+    gradients = torch.is_grad_enabled()
+    return all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and not (gradients and t.requires_grad) for t in tensors
+    )
+
+
+def _call(name: str, *arguments) -> None:
+    """Call a kernel; a tensor is passed as its address, a sequence as an array of 64-bit integers, None as null."""
+    function = getattr(library(), name)
+    kinds = _ARGUMENTS[name]
+    assert len(kinds) == len(arguments), name
+    if function.argtypes is None:
+        function.argtypes, function.restype = [_TYPES[kind] for kind in kinds], ctypes.c_int
+    passed = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            assert argument.is_contiguous() and argument.device.type == "cpu", name
+            argument = argument.data_ptr()
+        elif isinstance(argument, (tuple, list, torch.Size)):
+            argument = (ctypes.c_int64 * len(argument))(*argument)
+        passed.append(argument)
+    if function(*passed):
+        raise MemoryError(f"There is not enough memory for {name.replace('_', ' ')}.")
+
+
+def padded_channels(channels: int) -> int:
+    """Numbers that a voxel takes in `by_voxel`: whole vectors of the processor, or one."""
+    return 1 if channels == 1 else 4 if channels <= 4 else -(-channels // 8) * 8
+
+
+def by_voxel(features: Tensor) -> Tensor:
+    """``features`` (C, D, H, W) as (D, H, W, P), padded with zeros to `padded_channels`; a view where they lie so."""
+    count, padded = features.shape[0], padded_channels(features.shape[0])
+    depth, height, width = features.shape[1:]
+    strides = (height * width * padded, width * padded, padded, 1)
+    room = features.untyped_storage().nbytes() // 4 - features.storage_offset()
+    if features.stride() == (1, *strides[:3]) and room >= depth * strides[0]:
+        whole = features.as_strided((depth, height, width, padded), strides)
+        if count == padded or not bool(whole[..., count:].any()):
+            return whole
+    whole = features.new_zeros((depth, height, width, padded))
+    whole[..., :count] = features.movedim(0, -1)
+    return whole
+
+
+def row_extents(weight: Tensor) -> Tensor:
+    """Where the rows of ``weight`` (D, H, W) have any: int32 (D, H, 2), the first voxel and the one behind the last."""
+    weight = weight.contiguous()
+    extents = torch.empty((*weight.shape[:2], 2), dtype=torch.int32)
+    _call("row_extents", weight, extents, weight.shape)
+    return extents
+
+
+def data_term(
+    fixed: Tensor,
+    moving: Tensor,
+    weight: Tensor,
+    landing: Tensor,
+    shift: Tensor,
+    extents: Tensor,
+    stride: int,
+    mass: Tensor | None,
+) -> Tensor:
+    """Sums of `numerics.data_term` for one pair: (10, d, h, w), three rows of the negative gradient, six of curvature
+    and the squared residual, means over the voxels of each node.
+
+    ``fixed`` and ``moving``: (D, H, W, P) as of `by_voxel`; ``weight`` and ``landing`` (D, H, W); ``shift`` (3, ...) in
+    voxels, on the voxels or on a lattice of whole multiples of them; ``extents``: `row_extents` of ``weight``;
+    ``stride``: voxels per node; ``mass`` (d, h, w): zeros that are filled with what the voxels of each node count.
+    """
+    shape = tuple(weight.shape)
+    nodes = tuple(n // stride for n in shape)
+    every = shape[0] // shift.shape[1]
+    assert fixed.shape == moving.shape and fixed.shape[:3] == shape == tuple(landing.shape)
+    assert tuple(n * stride for n in nodes) == shape == tuple(n * every for n in shift.shape[1:])
+    terms = weight.new_zeros((10, *nodes))
+    _call(
+        "data_term", fixed, moving, weight.contiguous(), landing.contiguous(), shift.contiguous(), extents, terms, mass,
+        shape, shift.shape[1:], stride, fixed.shape[3], torch.get_num_threads(),
+    )  # fmt: skip
+    return terms
+
+
+def sample(volume: Tensor, grid: Tensor, nearest: bool) -> Tensor:
+    """``volume`` (C, D, H, W) at ``grid`` (..., 3), as `numerics.sampling.sample_at` with the border repeated."""
+    volume, grid = volume.contiguous(), grid.contiguous()
+    out, places = volume.new_empty((volume.shape[0], *grid.shape[:-1])), grid.numel() // 3
+    if out.numel():
+        shape, threads = volume.shape[1:], torch.get_num_threads()
+        _call("sample", volume, grid, out, shape, places, volume.shape[0], int(nearest), threads)
+    return out
+
+
+def warp(volume: Tensor, displacement: Tensor, spacing: Sequence[float]) -> Tensor:
+    """``volume`` (C, D, H, W) at x + ``displacement`` (3, D, H, W, in the unit of ``spacing``), its border outside."""
+    volume, displacement = volume.contiguous(), displacement.contiguous()
+    assert volume.shape[1:] == displacement.shape[1:]
+    out, per_voxel = torch.empty_like(volume), [1 / float(s) for s in spacing]
+    _call("warp", volume, displacement, out, volume.shape[1:], *per_voxel, volume.shape[0], torch.get_num_threads())
+    return out
+
+
+def exponential(velocity: Tensor, spacing: Sequence[float], steps: int) -> Tensor:
+    """`numerics.fields.exponential` of ``velocity`` (3, D, H, W) with ``steps`` squarings."""
+    velocity, out = velocity.contiguous(), torch.empty_like(velocity, memory_format=torch.contiguous_format)
+    unit = [float(s) for s in spacing]
+    _call("exponential", velocity, out, velocity.shape[1:], *unit, steps, torch.get_num_threads())
+    return out
+
+
+def conjugate_gradients(
+    curvature: Tensor,
+    right: Tensor,
+    weight: Tensor | None,
+    diffusion: float,
+    bending: float,
+    start: Tensor | None,
+    steps: int,
+) -> Tensor:
+    """Conjugate gradient steps of `numerics.regularisation.solve` on one lattice, from ``start`` or zero.
+
+    ``curvature`` (6, D, H, W), ``right`` (3, D, H, W); ``weight`` (D, H, W) of the regulariser's energy or None.
+    """
+    step = torch.empty_like(right, memory_format=torch.contiguous_format)
+    if start is not None:
+        step.copy_(start)
+    _call(
+        "conjugate_gradients", curvature.contiguous(), right.contiguous(),
+        None if weight is None else weight.contiguous(), step, right.shape[1:], diffusion, bending,
+        int(start is not None), steps, torch.get_num_threads(),
+    )  # fmt: skip
+    return step
+
+
+def smooth(volumes: Tensor) -> Tensor:
+    """Mean over 3 nodes along each axis of (..., D, H, W); border nodes are repeated outwards."""
+    volumes, shape = volumes.contiguous(), volumes.shape[-3:]
+    out = torch.empty_like(volumes)
+    if volumes.numel():
+        _call("smooth", volumes, out, shape, volumes.numel() // math.prod(shape), torch.get_num_threads())
+    return out
+
+
+def cost_volume(
+    fixed: Tensor, moving: Tensor, energy: Tensor, offsets: Tensor, weight: Tensor, share: Tensor, check: Check
+) -> Tensor:
+    """Cost (K, D, H, W) of the candidates ``offsets`` (K, 3): what `numerics.search.cost_volume` smooths, over
+    ``share`` (D, H, W), and not yet scaled.
+
+    ``moving`` (C, ...) and its ``energy`` (...) reach as far beyond the lattice of ``fixed`` (C, D, H, W) on either
+    side as the offsets do. ``check`` is called now and then and may raise.
+    """
+    shape, count = fixed.shape[1:], len(offsets)
+    cost, offsets = fixed.new_empty((count, *shape)), offsets.to(torch.int32).contiguous()
+    fixed, moving, energy = fixed.contiguous(), moving.contiguous(), energy.contiguous()
+    weight, share = weight.contiguous(), share.contiguous()
+    for first in range(0, count, _CANDIDATES):
+        check()
+        some = slice(first, first + _CANDIDATES)
+        _call(
+            "candidate_costs", fixed, moving, energy, offsets[some], weight, share, cost[some],
+            shape, energy.shape, fixed.shape[0], len(offsets[some]), torch.get_num_threads(),
+        )  # fmt: skip
+    return cost
+
+
+def cost_range(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """The least ``cost`` (K, D, H, W) of each node and the mean of what its candidates cost more, each (D, H, W)."""
+    least, mean = torch.empty_like(cost[0]), torch.empty_like(cost[0])
+    _call("cost_range", cost, least, mean, least.numel(), len(cost), torch.get_num_threads())
+    return least, mean
+
+
+def scale_costs(cost: Tensor, least: Tensor, factor: float) -> Tensor:
+    """(``cost`` - ``least``) * ``factor``, in the place of ``cost`` (K, D, H, W)."""
+    _call("scale_costs", cost, least, factor, least.numel(), len(cost), torch.get_num_threads())
+    return cost
+
+
+def choose_candidates(cost: Tensor, offsets: Tensor, active: Tensor, field: Tensor, strength: float) -> Tensor:
+    """``field`` (3, D, H, W), in its place, with the best of ``offsets`` (K, 3) at the nodes that are ``active``.
+
+    The best one has the least ``cost`` (K, D, H, W) plus ``strength`` times its squared distance from the field.
+    """
+    _call(
+        "choose_candidates", cost, offsets.contiguous(), active.to(torch.uint8).contiguous(), field, strength,
+        active.numel(), len(cost), torch.get_num_threads(),
+    )  # fmt: skip
+    return field
+
+
+def fits(shape: Sequence[int], multiple: Sequence[int]) -> bool:
+    """Whether ``multiple`` is the same whole multiple of ``shape`` along each axis."""
+    factor = multiple[0] // max(shape[0], 1)
+    return factor > 0 and all(n * factor == m for n, m in zip(shape, multiple, strict=True))

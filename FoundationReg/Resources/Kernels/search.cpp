@@ -1,0 +1,239 @@
+// The discrete search: costs of candidate displacements, and the best candidate of each node (numerics/search.py), and
+// the local mean that both and others need.
+
+#include "common.hpp"
+
+namespace {
+
+// The index in 0..count-1 that `n`, at most two beyond the ends, is mirrored to. Two means over three nodes with
+// repeated borders are one over five with the weights 1 2 3 2 1 and mirrored borders.
+int mirrored(int n, int count) {
+    n = n < 0 ? -1 - n : n;
+    n = n >= count ? 2 * count - 1 - n : n;
+    return std::clamp(n, 0, count - 1);
+}
+
+inline void five(const float* a, const float* b, const float* c, const float* d, const float* e, float* __restrict out,
+                 ptrdiff_t count) {
+    for (ptrdiff_t n = 0; n < count; n++) out[n] = 3.0f * c[n] + (2.0f * (b[n] + d[n]) + (a[n] + e[n]));
+}
+
+// Both smoothings of a volume whose plane z is made by raw(z, plane), times the number of nodes summed over.
+class TwiceSmoothed {
+public:
+    TwiceSmoothed(Lattice l)
+        : l(l), plane(room<float>(size_t(l.h) * l.w)), padded(room<float>(l.w + 4)),
+          volume(room<float>(size_t(l.voxels()))) {}
+    bool failed() const { return !plane || !padded || !volume; }
+
+    template <class Raw>
+    void run(const Raw& raw, float* out) {
+        const ptrdiff_t w = l.w, area = ptrdiff_t(l.h) * w;
+        for (int z = 0; z < l.d; z++) {
+            raw(z, plane.get());
+            for (int y = 0; y < l.h && w > 1; y++) along_row(plane.get() + y * w);
+            float* to = volume.get() + z * area;
+            if (l.h == 1) std::copy_n(plane.get(), area, to);
+            for (int y = 0; y < l.h && l.h > 1; y++) {
+                auto row = [&](int n) { return plane.get() + mirrored(y + n, l.h) * w; };
+                five(row(-2), row(-1), row(0), row(1), row(2), to + y * w, w);
+            }
+        }
+        if (l.d == 1) std::copy_n(volume.get(), area, out);
+        for (int z = 0; z < l.d && l.d > 1; z++) {
+            auto at = [&](int n) { return volume.get() + mirrored(z + n, l.d) * area; };
+            five(at(-2), at(-1), at(0), at(1), at(2), out + z * area, area);
+        }
+    }
+    // By how much run's sums are larger than means.
+    float sum_of() const { return (l.d > 1 ? 9.0f : 1.0f) * (l.h > 1 ? 9.0f : 1.0f) * (l.w > 1 ? 9.0f : 1.0f); }
+
+private:
+    void along_row(float* row) {
+        float* p = padded.get();
+        std::copy_n(row, l.w, p + 2);
+        for (int n : {-2, -1, l.w, l.w + 1}) p[n + 2] = row[mirrored(n, l.w)];
+        five(p, p + 1, p + 2, p + 3, p + 4, row, l.w);
+    }
+    const Lattice l;
+    std::unique_ptr<float[]> plane, padded, volume;
+};
+
+// One smoothing along an axis: out = low + here + high.
+inline void three(const float* low, const float* here, const float* high, float* __restrict out, ptrdiff_t count) {
+    for (ptrdiff_t n = 0; n < count; n++) out[n] = low[n] + high[n] + here[n];
+}
+
+class Smoothed {
+public:
+    Smoothed(Lattice l) : l(l), across(room<float>(size_t(l.h) * l.w)), planes(room<float>(3 * size_t(l.h) * l.w)) {}
+    bool failed() const { return !across || !planes; }
+
+    // Planes z0 to before z1 of the mean of `volume`.
+    void run(const float* volume, float* out, int z0, int z1) {
+        const ptrdiff_t area = ptrdiff_t(l.h) * l.w;
+        const float share = 1.0f / ((l.d > 1 ? 3 : 1) * (l.h > 1 ? 3 : 1) * (l.w > 1 ? 3 : 1));
+        for (int z = std::max(z0 - 1, 0); z <= z0; z++) flat(volume + z * area, plane(z));
+        for (int z = z0; z < z1; z++) {
+            if (z + 1 < l.d) flat(volume + (z + 1) * area, plane(z + 1));
+            float* to = out + z * area;
+            if (l.d > 1)
+                three(plane(std::max(z - 1, 0)), plane(z), plane(std::min(z + 1, l.d - 1)), to, area);
+            else
+                std::copy_n(plane(z), area, to);
+            for (ptrdiff_t n = 0; n < area; n++) to[n] *= share;
+        }
+    }
+
+private:
+    float* plane(int z) const { return planes.get() + (z % 3) * size_t(l.h) * l.w; }
+
+    void flat(const float* from, float* to) {
+        const ptrdiff_t w = l.w;
+        for (int y = 0; y < l.h; y++) {
+            const float* row = from + y * w;
+            float* sums = across.get() + y * w;
+            if (w == 1) {
+                sums[0] = row[0];
+                continue;
+            }
+            three(row, row + 1, row + 2, sums + 1, w - 2);
+            sums[0] = row[0] + row[1] + row[0];
+            sums[w - 1] = row[w - 1] + row[w - 2] + row[w - 1];
+        }
+        for (int y = 0; y < l.h; y++) {
+            const float* row = across.get() + y * w;
+            if (l.h > 1)
+                three(y ? row - w : row, row, y + 1 < l.h ? row + w : row, to + y * w, w);
+            else
+                std::copy_n(row, w, to);
+        }
+    }
+    const Lattice l;
+    std::unique_ptr<float[]> across, planes;
+};
+
+// Nodes that are looked at together for their best candidate.
+const int GROUP = 128;
+
+}  // namespace
+
+// Means over 3 nodes along each axis, the border repeated outwards, of `count` volumes (d, h, w).
+KERNEL int smooth(const float* volumes, float* out, const int64_t* shape, int count, int threads) {
+    const Lattice l(shape);
+    const int deep = 16, slabs = (l.d + deep - 1) / deep;
+    std::atomic<bool> worked{true};
+    side_by_side(count * slabs, l.voxels() * count < 20000 ? 1 : threads, [&](int n) {
+        Smoothed smoothed(l);
+        const ptrdiff_t first = n / slabs * l.voxels();
+        const int z0 = n % slabs * deep;
+        if (smoothed.failed())
+            worked = false;
+        else
+            smoothed.run(volumes + first, out + first, z0, std::min(z0 + deep, l.d));
+    });
+    return worked ? 0 : 1;
+}
+
+// cost (count, d, h, w): (energy - 2 fixed . moving) * weight at each candidate, smoothed twice, over `share`. `moving`
+// (channels, d + 2 reach, ...) and its `energy` reach as far beyond the lattice as the `offsets` (count, 3) do.
+KERNEL int candidate_costs(const float* fixed, const float* moving, const float* energy, const int32_t* offsets,
+                           const float* weight, const float* share, float* cost, const int64_t* shape,
+                           const int64_t* padded_shape, int channels, int count, int threads) {
+    const Lattice l(shape), padded(padded_shape);
+    const int reach[3] = {(padded.d - l.d) / 2, (padded.h - l.h) / 2, (padded.w - l.w) / 2};
+    const int workers = std::max(1, std::min(threads, count));
+    std::atomic<int> next{0};
+    std::atomic<bool> worked{true};
+    side_by_side(workers, workers, [&](int) {
+        TwiceSmoothed smoothed(l);
+        if (smoothed.failed()) worked = false;
+        for (int k; worked && (k = next.fetch_add(1)) < count;) {
+            const int32_t* o = offsets + 3 * ptrdiff_t(k);
+            auto raw = [&](int z, float* plane) {
+                for (int y = 0; y < l.h; y++) {
+                    const ptrdiff_t here = l.index(z, y, 0);
+                    const ptrdiff_t there = padded.index(z + reach[0] + o[0], y + reach[1] + o[1], reach[2] + o[2]);
+                    float* __restrict row = plane + ptrdiff_t(y) * l.w;
+                    for (int x = 0; x < l.w; x++) row[x] = 0.0f;
+                    for (int c = 0; c < channels; c++) {
+                        const float *f = fixed + c * l.voxels() + here, *m = moving + c * padded.voxels() + there;
+                        for (int x = 0; x < l.w; x++) row[x] += f[x] * m[x];
+                    }
+                    const float *e = energy + there, *counted = weight + here;
+                    for (int x = 0; x < l.w; x++) row[x] = (e[x] - 2.0f * row[x]) * counted[x];
+                }
+            };
+            float* __restrict out = cost + k * l.voxels();
+            smoothed.run(raw, out);
+            const float mean = 1.0f / smoothed.sum_of();
+            for (ptrdiff_t n = 0; n < l.voxels(); n++) out[n] = out[n] * mean / share[n];
+        }
+    });
+    return worked ? 0 : 1;
+}
+
+// The least cost of each node and the mean of what its candidates cost more.
+KERNEL int cost_range(const float* cost, float* least, float* mean, int64_t nodes, int count, int threads) {
+    const int groups = int((nodes + GROUP - 1) / GROUP);
+    side_by_side(groups, threads, [&](int g) {
+        const ptrdiff_t first = ptrdiff_t(g) * GROUP;
+        const int n = int(std::min<ptrdiff_t>(GROUP, nodes - first));
+        float low[GROUP], sum[GROUP];
+        for (int i = 0; i < n; i++) low[i] = sum[i] = cost[first + i];
+        for (int k = 1; k < count; k++) {
+            const float* row = cost + k * ptrdiff_t(nodes) + first;
+            for (int i = 0; i < n; i++) {
+                sum[i] += row[i];
+                low[i] = row[i] < low[i] ? row[i] : low[i];
+            }
+        }
+        for (int i = 0; i < n; i++) {
+            least[first + i] = low[i];
+            mean[first + i] = sum[i] / count - low[i];
+        }
+    });
+    return 0;
+}
+
+// cost = (cost - least) * factor, in place.
+KERNEL int scale_costs(float* cost, const float* least, float factor, int64_t nodes, int count, int threads) {
+    side_by_side(count, threads, [&](int k) {
+        float* row = cost + k * ptrdiff_t(nodes);
+        for (ptrdiff_t n = 0; n < nodes; n++) row[n] = (row[n] - least[n]) * factor;
+    });
+    return 0;
+}
+
+// field (3, nodes): at each node where `active` is not 0 the candidate with the least cost plus `strength` times its
+// squared distance from what the field was; the first of equal ones.
+KERNEL int choose_candidates(const float* cost, const float* offsets, const uint8_t* active, float* field,
+                             float strength, int64_t nodes, int count, int threads) {
+    const int groups = int((nodes + GROUP - 1) / GROUP);
+    side_by_side(groups, threads, [&](int g) {
+        const ptrdiff_t first = ptrdiff_t(g) * GROUP;
+        const int n = int(std::min<ptrdiff_t>(GROUP, nodes - first));
+        if (std::none_of(active + first, active + first + n, [](uint8_t a) { return a != 0; })) return;
+        float least[GROUP], to_z[GROUP], to_y[GROUP], to_x[GROUP];
+        int32_t best[GROUP];
+        for (int i = 0; i < n; i++) {
+            least[i] = INFINITY;
+            best[i] = 0;
+            to_z[i] = -2.0f * strength * field[first + i];
+            to_y[i] = -2.0f * strength * field[nodes + first + i];
+            to_x[i] = -2.0f * strength * field[2 * nodes + first + i];
+        }
+        for (int k = 0; k < count; k++) {
+            const float *row = cost + k * ptrdiff_t(nodes) + first, *o = offsets + 3 * ptrdiff_t(k);
+            const float oz = o[0], oy = o[1], ox = o[2], squared = strength * (oz * oz + oy * oy + ox * ox);
+            for (int i = 0; i < n; i++) {
+                const float value = row[i] + (squared + to_z[i] * oz + to_y[i] * oy + to_x[i] * ox);
+                best[i] = value < least[i] ? k : best[i];
+                least[i] = value < least[i] ? value : least[i];
+            }
+        }
+        for (int i = 0; i < n; i++)
+            for (int c = 0; c < 3 && active[first + i]; c++) field[c * nodes + first + i] = offsets[3 * best[i] + c];
+    });
+    return 0;
+}

@@ -1,0 +1,172 @@
+"""Compiled kernels: the same numbers as torch's, whatever the sizes and threads; and how they are built and found."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from FoundationRegLib.native import build, kernels, library
+from FoundationRegLib.numerics import filters, search
+from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair
+from scipy import ndimage
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """A folder with the libraries, built once."""
+    folder = tmp_path_factory.mktemp("kernels")
+    try:
+        build.build(folder)
+    except build.BuildError as error:
+        pytest.skip(str(error).splitlines()[0])
+    return folder
+
+
+@pytest.fixture(params=list(build.variants()))
+def variant(request, libraries, monkeypatch):
+    """Each library that this processor can run, in use."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if request.param != "DEFAULT" and capability in ("DEFAULT", "NO AVX"):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setattr(library, "_folders", lambda: [libraries])
+    monkeypatch.setattr(library, "variants", lambda: {request.param: {}})
+    monkeypatch.setattr(library, "_looked", False)
+    monkeypatch.delenv("FOUNDATIONREG_NATIVE", raising=False)
+    assert library.in_use() == request.param.lower()
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Torch with as many threads as the test asks for, and as before afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def smooth_noise(*shape, sigma=1.5, seed=0):
+    rng = np.random.default_rng(seed)
+    values = ndimage.gaussian_filter(rng.normal(size=shape), (0, sigma, sigma, sigma)[-len(shape) :])
+    return torch.from_numpy((values / values.std()).astype(np.float32))
+
+
+def both(function, threads):
+    """What ``function`` gives with the kernels, in one thread and the same in three, and with torch alone."""
+    found = {}
+    for count in (1, 3):
+        threads(count)
+        found[count] = function()
+    for one, three in zip(found[1], found[3], strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(three)), "threads must not change the result"
+    with library.without():
+        return zip(found[1], function(), strict=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6, 12, 17])
+@pytest.mark.parametrize(("shape", "stride", "every"), [((14, 22, 18), 2, 2), ((7, 5, 9), 1, 1), ((24, 8, 12), 4, 2)])
+def test_the_data_term_is_that_of_torch(variant, channels, shape, stride, every, threads):
+    """Also at the faces, beyond which the shift leads, and where nodes, rows and planes have no weight."""
+    pairs = [FeaturePair(*(smooth_noise(count, *shape, seed=n + count) for n in (0, 1))) for count in (channels, 2)]
+    weight, landing = (smooth_noise(1, *shape, seed=n)[0].clamp_min(0) for n in (3, 4))
+    weight[:, :1], weight[3:6, :, -3:] = 0, 0
+    # The nearest voxel of a place in the middle between two is a matter of rounding.
+    landing = torch.ones_like(landing) if channels > 1 else landing.clamp_min(0.5)
+    shift = 2 * smooth_noise(3, *(n // every for n in shape), seed=5)
+    for found, expected in both(lambda: DataTerm(1, pairs, weight, landing, stride).linearised(shift), threads):
+        found, expected = torch.as_tensor(found), torch.as_tensor(expected)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_field_that_is_not_a_number_crashes_nothing(variant):
+    pair = FeaturePair(smooth_noise(6, 8, 8, 8), smooth_noise(6, 8, 8, 8, seed=1))
+    weight, shift = torch.ones(8, 8, 8), torch.full((3, 8, 8, 8), float("nan"))
+    shift[:, :4] = 1e30
+    curvature, _, _ = DataTerm(1, [pair], weight, weight, 2).linearised(shift)
+    assert curvature.shape == (6, 4, 4, 4)
+
+
+def test_features_are_packed_by_voxel_once(variant):
+    features = smooth_noise(6, 5, 4, 3)
+    packed = kernels.by_voxel(features)
+    assert packed.shape == (5, 4, 3, 8) and packed[..., 6:].abs().max() == 0
+    seen = packed[..., :6].movedim(-1, 0)
+    assert torch.equal(seen, features) and kernels.by_voxel(seen).data_ptr() == packed.data_ptr()
+    packed[..., 7] = 1.0
+    assert kernels.by_voxel(seen)[..., 6:].abs().max() == 0, "what lies beside the channels must not count"
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 9), (1, 6, 7), (2, 1, 3), (40, 3, 20)])
+def test_local_means_are_those_of_scipy(variant, shape, threads):
+    volumes = smooth_noise(2, *shape)
+    expected = ndimage.uniform_filter(volumes.numpy(), (0, *(3 if n > 1 else 0 for n in shape)), mode="nearest")
+    threads(2)
+    np.testing.assert_allclose(filters.smooth(volumes).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "shape", "radius"), [(6, (8, 9, 7), 3), (1, (1, 6, 7), 2), (12, (2, 5, 21), 2)])
+def test_costs_and_choices_are_those_of_torch(variant, channels, shape, radius, threads):
+    fixed, moving = (smooth_noise(channels, *shape, sigma=1, seed=n) for n in (0, 1))
+    weight = (smooth_noise(1, *shape, seed=2)[0] > -0.5).float()
+    offsets = search.candidates(search._within(weight, radius))
+
+    def found():
+        cost = search.cost_volume(fixed, moving, offsets, weight)
+        return cost, search.coupled_convex(cost, offsets, weight)
+
+    (cost, expected_cost), (field, expected_field) = both(found, threads)
+    torch.testing.assert_close(cost, expected_cost, rtol=1e-4, atol=1e-4)
+    # Two candidates may cost the same but for rounding.
+    assert float(((field - expected_field).abs() > 1e-4).float().mean()) < 0.02
+
+
+def test_a_search_stops_when_it_is_told_to(variant):
+    fixed = smooth_noise(2, 6, 6, 6)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search.cost_volume(fixed, fixed, search.candidates((2, 2, 2)), torch.ones(6, 6, 6), stop)
+
+
+def test_gradients_and_other_numbers_are_left_to_torch(variant):
+    values = smooth_noise(2, 5, 5, 5).requires_grad_()
+    assert not kernels.usable(values) and kernels.usable(values.detach())
+    assert not kernels.usable(values.detach().double())
+
+
+def test_kernels_can_be_switched_off(variant, monkeypatch):
+    monkeypatch.setenv("FOUNDATIONREG_NATIVE", "0")
+    monkeypatch.setattr(library, "_looked", False)
+    assert library.library() is None and library.in_use() == "none"
+
+
+def test_other_sources_have_other_names(tmp_path, monkeypatch):
+    before = build.library_name("AVX2")
+    for path in build.sources():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "search.cpp").write_text("int nothing;", encoding="utf-8")
+    monkeypatch.setattr(build, "resource_path", lambda *_: tmp_path)
+    build.fingerprint.cache_clear()
+    try:
+        assert build.library_name("AVX2") != before
+    finally:
+        monkeypatch.undo()
+        build.fingerprint.cache_clear()
+
+
+def test_without_a_compiler_one_sentence_says_so(tmp_path, monkeypatch):
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(build.Path(build.__file__).parents[2])}
+    command = [sys.executable, "-m", "FoundationRegLib.native.build", "--output", str(tmp_path / "made")]
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("There is no C++ compiler on this computer")
+    assert subprocess.run([*command, "--optional"], env=environment, capture_output=True).returncode == 0
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_compiler_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(build.BuildError, match="did not build the kernels"):
+        build.build(tmp_path, [shutil.which("false") or sys.executable])
+    assert list(tmp_path.iterdir()) == []
