@@ -50,6 +50,7 @@ class FeaturePyramid:
         self.rasters, self.cache = rasters, cache
         files = [fingerprint(name) for name, _ in settings.encoders]
         self.key = (pair.key(), encoder_options(settings, device), str([settings.encoders, files]))
+        self._masks: dict[tuple[str, int], Tensor] = {}
         self._shown = (pair.encoder_key, encoder_options(settings, device))
 
     @property
@@ -72,7 +73,13 @@ class FeaturePyramid:
 
     def mask(self, side: str, factor: int) -> Tensor:
         """Share (d, h, w), 0 to 1, of the mask of ``side`` (fixed or moving) in each voxel of the level."""
-        return self.pooled(getattr(self.pair, f"{side}_mask"), factor)
+        if (side, factor) in self._masks:
+            return self._masks[side, factor]
+        mask = self.pooled(getattr(self.pair, f"{side}_mask"), factor)
+        # That of the finest level would take much memory and hardly any time.
+        if factor > 1:
+            self._masks[side, factor] = mask
+        return mask
 
     def pooled(self, array: np.ndarray | Tensor, factor: int) -> Tensor:
         """Mean over blocks of ``factor`` voxels of (D, H, W) or (C, D, H, W), on the device."""
