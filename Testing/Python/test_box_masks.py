@@ -243,12 +243,14 @@ def test_a_box_around_nothing_is_refused(without_weights):
         boxes.segment_boxes((image, image), (around, nothing), Settings(), torch.device("cpu"))
 
 
+GRID = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0))
+
+
 def egg_pair(shift):
     """Two images of a body that lies still, in which an egg lies ``shift`` mm apart; its box; the eggs."""
-    grid = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0))
-    body, eggs = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0)), [egg_on(grid, at) for at in (np.zeros(3), shift)]
-    images = [image_from_array((250.0 * body + 650.0 * egg).astype(np.float32), grid) for egg in eggs]
-    masks = [image_from_array(egg.astype(np.uint8), grid) for egg in eggs]
+    body, eggs = egg_on(GRID, np.zeros(3), axes=(48.0, 44.0, 34.0)), [egg_on(GRID, at) for at in (np.zeros(3), shift)]
+    images = [image_from_array((250.0 * body + 650.0 * egg).astype(np.float32), GRID) for egg in eggs]
+    masks = [image_from_array(egg.astype(np.uint8), GRID) for egg in eggs]
     return images, np.array([[-17.0, -13, -21], [17, 13, 21]]), masks
 
 
@@ -267,6 +269,22 @@ def test_segmented_looked_at_corrected_and_guiding(without_weights, monkeypatch)
     found = [sitk.GetArrayViewFromImage(mask) for mask in (*result.box_masks, corrected, masks[1])]
     assert (found[0] == found[2]).all() and (found[1] == found[3]).all()
     assert boxes.overlap(*eggs, result.transform) > 0.8 > 0.5 > boxes.overlap(*eggs, still)
+
+
+def test_only_masks_that_a_person_drew_bend_images_that_share_nothing(without_weights, monkeypatch):
+    """Two images of noise: boxes put them onto each other and no further; masks drawn in both do the rest."""
+    monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    shift, random = np.array([6.0, 0, 0]), np.random.default_rng(4)
+    _, corners, eggs = egg_pair(shift)
+    images = [image_from_array(random.normal(300, 60, GRID.shape).astype(np.float32), GRID) for _ in eggs]
+    settings = Settings(levels=(2,), iterations=4, search_range_mm=0)
+    boxed = pipeline.register(*images, settings, fixed_box=corners, moving_box=corners + shift)
+    assert boxed.trust.kept == "linear"
+    points = [(0.0, 0.0, 0.0), (20.0, 10.0, -15.0)]
+    moved = [boxed.transform.TransformPoint(point) for point in points]
+    np.testing.assert_allclose(moved, np.add(points, shift), atol=1e-3)
+    masks = {"fixed_box_mask": eggs[0], "moving_box_mask": eggs[1]}
+    assert pipeline.register(*images, settings, **masks).trust.kept == "after"
 
 
 def test_masks_of_both_sides_need_no_weights(monkeypatch):

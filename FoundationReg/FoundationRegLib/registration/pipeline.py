@@ -139,7 +139,9 @@ def register(
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
-            facts |= {"guided": any(guided), "boxed": inputs.fixed_box_mask is not None}
+            # Masks of both images that a person looked at are as good as labels.
+            drawn = fixed_box_mask is not None and moving_box_mask is not None
+            facts |= {"guided": any(guided) or drawn, "boxed": inputs.fixed_box_mask is not None}
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
             if on_found is not None:
                 on_found(result)
