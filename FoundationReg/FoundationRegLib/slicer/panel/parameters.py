@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from slicer.i18n import tr as _
+
 from ...core.anatomy import PLANE_NAMES
-from ...errors import InputError
+from ...errors import FoundationRegError, InputError
 from ...settings import Settings, preset_names
 from ...weights.catalogue import catalogue
 from ..client.request import RegistrationRequest
@@ -71,6 +73,8 @@ def repair(parameters) -> None:
     known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or availability.is_path(parameters.encoder)
     if not known:
         parameters.encoder = PRESET_ENCODERS
+    if parameters.anatomy not in catalogue() and not availability.is_path(parameters.anatomy):
+        parameters.anatomy = ""
     if not parameters.initialized:
         apply_preset(parameters, parameters.preset)
         parameters.initialized = True
@@ -189,3 +193,18 @@ def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
         jacobian=parameters.makeJacobian,
         preview=parameters.livePreview,
     )
+
+
+def missing_of(parameters, carry: tuple = ()) -> tuple[str, str]:
+    """What hinders a start: the short text of the button and the sentence of its tooltip; empty when nothing."""
+    if not parameters.fixedVolume:
+        return _("Choose a fixed volume"), _("Choose the volume that stays where it is.")
+    if not parameters.movingVolume:
+        return _("Choose a moving volume"), _("Choose the volume that is to be moved.")
+    if not (parameters.makeTransform or parameters.makeVolume):
+        return _("Choose an output"), _("Tick transform, volume or both under Outputs.")
+    try:
+        request_of(parameters, carry).check()
+    except FoundationRegError as error:
+        return _("Cannot start yet"), str(error)
+    return "", ""
