@@ -20,6 +20,12 @@ struct System {
     void by_slab(const Task& task) const {
         side_by_side(slabs(), threads, [&](int s) { task(s, s * SLAB, std::min((s + 1) * SLAB, l.d)); });
     }
+    template <class Make, class Task>
+    bool by_slab_with(const Make& make, const Task& task) const {
+        return side_by_side_with(slabs(), threads, make, [&](auto& own, int s) {
+            task(own, s, s * SLAB, std::min((s + 1) * SLAB, l.d));
+        });
+    }
     int slabs() const { return (l.d + SLAB - 1) / SLAB; }
 };
 
@@ -162,17 +168,10 @@ private:
 
     // image = operator(v), and the sums of v * image.
     bool apply(const float* v, bool with_sums) {
-        std::atomic<bool> worked{true};
-        s.by_slab([&](int slab, int z0, int z1) {
-            Operator system(s);
-            if (system.failed()) {
-                worked = false;
-                return;
-            }
+        return s.by_slab_with([&] { return Operator(s); }, [&](Operator& system, int slab, int z0, int z1) {
             system.apply(v, image.get(), z0, z1);
             if (with_sums) sums[slab] = products(v, image.get(), z0, z1);
         });
-        return worked;
     }
 
     double products(const float* a, const float* b, int z0, int z1) const {
@@ -256,14 +255,9 @@ private:
 KERNEL int regulariser_gradient(const float* field, const float* weight, float* out, const int64_t* shape,
                                 float diffusion, float bending, int threads) {
     const System system{Lattice(shape), nullptr, weight, diffusion, bending, threads};
-    std::atomic<bool> worked{true};
-    system.by_slab([&](int, int z0, int z1) {
-        Operator gradient(system);
-        if (gradient.failed())
-            worked = false;
-        else
-            gradient.apply(field, out, z0, z1);
-    });
+    const bool worked = system.by_slab_with(
+        [&] { return Operator(system); },
+        [&](Operator& gradient, int, int z0, int z1) { gradient.apply(field, out, z0, z1); });
     return worked ? 0 : 1;
 }
 
