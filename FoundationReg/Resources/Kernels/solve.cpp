@@ -251,6 +251,32 @@ private:
 
 }  // namespace
 
+// out (d, h, w): squared norm of the gradient of `field` (3, d, h, w); forward and backward differences count half each.
+KERNEL int strain_energy(const float* field, float* out, const int64_t* shape, int threads) {
+    const Lattice l(shape);
+    const ptrdiff_t area = ptrdiff_t(l.h) * l.w, w = l.w;
+    side_by_side(l.d, l.voxels() < 30000 ? 1 : threads, [&](int z) {
+        for (int y = 0; y < l.h; y++) {
+            float* __restrict to = out + l.index(z, y, 0);
+            for (int c = 0; c < 3; c++) {
+                const float* u = field + c * l.voxels() + l.index(z, y, 0);
+                const float *below = z ? u - area : u, *above = z + 1 < l.d ? u + area : u;
+                const float *before = y ? u - w : u, *behind = y + 1 < l.h ? u + w : u;
+                auto node = [&](ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) {
+                    auto squared = [&](const float* other, ptrdiff_t at) { return (u[x] - other[at]) * (u[x] - other[at]); };
+                    const float sum = (squared(below, x) + squared(above, x)) + (squared(before, x) + squared(behind, x)) +
+                                      (squared(u, low) + squared(u, high));
+                    return (c ? to[x] : 0.0f) + 0.5f * sum;
+                };
+                for (ptrdiff_t x = 1; x + 1 < w; x++) to[x] = node(x, x - 1, x + 1);
+                to[0] = node(0, 0, std::min<ptrdiff_t>(1, w - 1));
+                if (w > 1) to[w - 1] = node(w - 1, w - 2, w - 1);
+            }
+        }
+    });
+    return 0;
+}
+
 // out (3, d, h, w): half the gradient of the regulariser's energy at `field`; `weight` (d, h, w) of it, or null.
 KERNEL int regulariser_gradient(const float* field, const float* weight, float* out, const int64_t* shape,
                                 float diffusion, float bending, int threads) {
