@@ -1,6 +1,7 @@
 """Boxes: the decoder against the original, masks of a phantom from boxes, and boxes that cannot be."""
 
 import importlib.util
+import json
 import sys
 import types
 from dataclasses import replace
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import make_grid
-from FoundationRegLib.app import cli
+from conftest import make_grid, rotation
+from FoundationRegLib.app import cli, commands
 from FoundationRegLib.encoders.box_decoder import build_box_decoder
 from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.features.box_masks import box_mask
 from FoundationRegLib.images.conversion import image_from_array
 from FoundationRegLib.images.transforms import affine_matrix
-from FoundationRegLib.registration import boxes
+from FoundationRegLib.registration import boxes, encoding, feature_review, pipeline
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.weights import store
 from FoundationRegLib.weights.catalogue import entry
@@ -143,6 +144,42 @@ def test_corners_may_come_in_any_order_and_are_cut_to_the_image():
         boxes.bounds_on(grid, boxes.checked_box([0, 0, 0, 1, 9, 9], "fixed"), "fixed")
 
 
+def corners_of(middle, edges):
+    """The eight corners of a box with the ``edges`` (3, 3) around ``middle``."""
+    signs = np.array([[a, b, c] for a in (-0.5, 0.5) for b in (-0.5, 0.5) for c in (-0.5, 0.5)])
+    return middle + signs @ np.asarray(edges, float)
+
+
+def test_a_turned_box_is_taken_along_the_axes_of_its_image():
+    grid = make_grid((20, 20, 20), (2.0, 1.0, 3.0), center=(5, -3, 2), turn=(30, 10, -20))
+    middle = grid.points((8.0, 9.0, 10.0))
+    edges = (grid.direction * grid.spacing).T * ((4.0,), (6.0,), (8.0,))
+    for order in ((0, 1, 2), (2, 0, 1)):
+        box = boxes.checked_box(corners_of(middle, edges[list(order)]), "fixed")
+        np.testing.assert_allclose(boxes.bounds_on(grid, box, "fixed"), [(6, 10), (6, 12), (6, 14)], atol=1e-9)
+    with pytest.raises(InputError, match="not those of a box"):
+        boxes.checked_box(np.random.default_rng(0).normal(size=(8, 3)), "fixed")
+    with pytest.raises(InputError, match="The fixed box is empty"):
+        boxes.checked_box(corners_of(middle, edges * ((1.0,), (0.0,), (1.0,))), "fixed")
+
+
+def test_turned_boxes_start_from_their_centres_and_sizes():
+    turn = rotation(12, -8, 5)
+    fixed = corners_of(np.array([3.0, 4, 5]), np.diag([20.0, 30, 40]) @ turn.T)
+    # The edges in another order: only where they lead counts.
+    moving = corners_of(np.array([-7.0, 1, 2]), (np.diag([22.0, 27, 40]) @ turn.T)[[2, 0, 1]])
+    start = boxes.box_start(fixed, moving)
+    np.testing.assert_allclose(np.diag(affine_matrix(start))[:3], np.power((1.1, 0.9, 1), 0.6), atol=1e-9)
+    np.testing.assert_allclose(start.TransformPoint((3.0, 4.0, 5.0)), (-7, 1, 2), atol=1e-9)
+
+
+def test_the_box_around_a_mask_is_the_mask(grid):
+    mask = np.zeros(grid.shape, np.uint8)
+    mask[3:9, 4:15, 7:11] = 1
+    box = boxes.checked_box(boxes.box_around(image_from_array(mask, grid)), "fixed")
+    np.testing.assert_allclose(boxes.bounds_on(grid, box, "fixed"), [(2.5, 8.5), (3.5, 14.5), (6.5, 10.5)], atol=1e-9)
+
+
 def test_one_box_alone_is_refused():
     assert boxes.require_boxes(None, None) is None
     with pytest.raises(InputError, match="in both images, or in none"):
@@ -186,11 +223,13 @@ def test_boxes_in_both_images_give_masks_and_the_start(without_weights):
 
 
 def test_the_start_brings_box_to_box():
+    """Centres meet; the sizes count in part, since hands err in them."""
     fixed, moving = np.array([[-10.0, 0, 5], [10, 30, 25]]), np.array([[40.0, -5, 0], [70, 25, 20]])
     start = boxes.box_start(fixed, moving)
-    np.testing.assert_allclose([start.TransformPoint(p.tolist()) for p in fixed], moving, atol=1e-9)
+    np.testing.assert_allclose(start.TransformPoint((0.0, 15, 15)), moving.mean(0), atol=1e-9)
+    np.testing.assert_allclose(np.diag(affine_matrix(start))[:3], (1.5**0.6, 1, 1), atol=1e-9)
     centres = boxes.box_start(fixed, moving, affine=False)
-    np.testing.assert_allclose(centres.TransformPoint((0.0, 15, 15)), moving.mean(0), atol=1e-9)
+    np.testing.assert_allclose(centres.TransformPoint((1.0, 14, 17)), np.add(moving.mean(0), (1, -1, 2)), atol=1e-9)
     wide = boxes.box_start(fixed, moving * 10)
     assert np.diag(affine_matrix(wide)).max() == pytest.approx(1.6), "no anatomy is ten times as large"
 
@@ -204,16 +243,49 @@ def test_a_box_around_nothing_is_refused(without_weights):
         boxes.segment_boxes((image, image), (around, nothing), Settings(), torch.device("cpu"))
 
 
+def egg_pair(shift):
+    """Two images of a body that lies still, in which an egg lies ``shift`` mm apart; its box; the eggs."""
+    grid = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0))
+    body, eggs = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0)), [egg_on(grid, at) for at in (np.zeros(3), shift)]
+    images = [image_from_array((250.0 * body + 650.0 * egg).astype(np.float32), grid) for egg in eggs]
+    masks = [image_from_array(egg.astype(np.uint8), grid) for egg in eggs]
+    return images, np.array([[-17.0, -13, -21], [17, 13, 21]]), masks
+
+
+def test_segmented_looked_at_corrected_and_guiding(without_weights, monkeypatch):
+    """What a person corrected guides as it is and needs no box; the other side is segmented."""
+    monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    shift = np.array([18.0, 0, 0])
+    images, corners, eggs = egg_pair(shift)
+    settings = Settings(levels=(2,), iterations=4, search_range_mm=0)
+    masks = pipeline.segment_in_boxes(*images, corners, corners + shift, settings)
+    still = sitk.Transform(3, sitk.sitkIdentity)
+    assert min(boxes.overlap(mask, egg, still) for mask, egg in zip(masks, eggs, strict=True)) > 0.9
+    corrected = sitk.Image(masks[0])
+    corrected[20:24, 18:22, 14:17] = 0
+    result = pipeline.register(*images, settings, fixed_box_mask=corrected, moving_box=corners + shift)
+    found = [sitk.GetArrayViewFromImage(mask) for mask in (*result.box_masks, corrected, masks[1])]
+    assert (found[0] == found[2]).all() and (found[1] == found[3]).all()
+    assert boxes.overlap(*eggs, result.transform) > 0.8 > 0.5 > boxes.overlap(*eggs, still)
+
+
+def test_masks_of_both_sides_need_no_weights(monkeypatch):
+    monkeypatch.setattr(boxes.store, "require", None)
+    assert boxes.require_boxes(None, None, "a mask", "another") == {}
+    assert list(boxes.require_boxes([0, 0, 0, 9, 9, 9], None, "a mask", "another")) == ["fixed"]
+    with pytest.raises(InputError, match="in both images, or in none"):
+        boxes.require_boxes(None, None, "a mask", None)
+
+
 def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weights, tmp_path, monkeypatch):
     """The egg lies 18 mm off and everything else in the images says that it does not."""
     monkeypatch.setattr(boxes.store, "require", lambda item: None)
-    grid, shift = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0)), np.array([18.0, 0, 0])
-    around = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0))
-    corners = np.array([[-17.0, -13, -21], [17, 13, 21]])
+    monkeypatch.setattr(commands, "require_encoders", lambda *_: None)
+    shift = np.array([18.0, 0, 0])
+    images, corners, _ = egg_pair(shift)
     command = ["register"]
-    for side, middle in (("fixed", np.zeros(3)), ("moving", shift)):
-        image = 250.0 * around + 650.0 * egg_on(grid, middle)
-        sitk.WriteImage(image_from_array(image.astype(np.float32), grid), str(tmp_path / f"{side}.nii.gz"))
+    for side, middle, image in (("fixed", np.zeros(3), images[0]), ("moving", shift, images[1])):
+        sitk.WriteImage(image, str(tmp_path / f"{side}.nii.gz"))
         command.append(str(tmp_path / f"{side}.nii.gz"))
         command += [f"--{side}-box", *(str(x) for x in (corners + middle).ravel())]
     fast = ("levels=2", "iterations=4", "search_range_mm=0")
@@ -224,3 +296,43 @@ def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weig
     assert boxes.overlap(masks["fixed"], masks["moving"], transform) > 0.8
     assert boxes.overlap(masks["fixed"], masks["moving"], sitk.Transform(3, sitk.sitkIdentity)) < 0.5
     np.testing.assert_allclose(transform.TransformPoint((0.0, 0.0, 0.0)), shift, atol=3.0)
+
+
+def test_features_are_shown_in_the_report_though_they_took_no_part(tmp_path, monkeypatch):
+    from box_worker import Textures
+
+    monkeypatch.setattr(commands, "require_encoders", lambda *_: None)
+    monkeypatch.setattr(encoding, "load_encoder", lambda *a, **k: Textures())
+    monkeypatch.setattr(feature_review, "require", lambda *a: None)
+    images, _, _ = egg_pair(np.array([6.0, 0, 0]))
+    for side, image in zip(("fixed", "moving"), images, strict=True):
+        sitk.WriteImage(image, str(tmp_path / f"{side}.nii.gz"))
+    command = ["register", *(str(tmp_path / f"{side}.nii.gz") for side in ("fixed", "moving"))]
+    for item in ("levels=2", "iterations=2", "search_range_mm=0", "affine=false"):
+        command += ["--set", item]
+    assert cli.main([*command, "-o", str(tmp_path / "plain")]) == 0
+    assert cli.main([*command, "--features", "medsam-lite", "-o", str(tmp_path / "shown")]) == 0
+    reports = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("plain", "shown")]
+    title = "The first three principal components"
+    assert title not in reports[0] and title in reports[1] and "medsam-lite" in reports[1]
+    fields = [sitk.ReadTransform(str(tmp_path / name / "transform.h5")) for name in ("plain", "shown")]
+    assert fields[0].TransformPoint((1.0, 2.0, 3.0)) == fields[1].TransformPoint((1.0, 2.0, 3.0))
+    record = json.loads((tmp_path / "shown" / "result.json").read_text(encoding="utf-8"))["record"]
+    assert record["weights_sha256_shown"] == {"medsam-lite": "none"} and "medsam-lite" not in record["weights_sha256"]
+    assert cli.main([*command, "--features", "medsam-lite", "--set", "deformable=false", "-o", str(tmp_path)]) == 2
+
+
+def test_an_encoder_that_was_shown_can_be_asked(monkeypatch):
+    from box_worker import Textures
+
+    monkeypatch.setattr(encoding, "load_encoder", lambda *a, **k: Textures())
+    monkeypatch.setattr(feature_review, "require", lambda *a: None)
+    images, _, _ = egg_pair(np.array([6.0, 0, 0]))
+    result = pipeline.register(*images, Settings(levels=(2,), iterations=2, search_range_mm=0))
+    with pytest.raises(InputError, match="were not encoded with 'medsam-lite'"):
+        result.correspondence((0.0, 0, 0), "medsam-lite")
+    result.show_features("medsam-lite")
+    assert set(result.features) == {"medsam-lite"} and result.feature_grid is not None
+    assert result.correspondence((0.0, 0, 0), "medsam-lite").encoder == "medsam-lite"
+    with pytest.raises(InputError, match="MIND has no features"):
+        result.show_features("mind")

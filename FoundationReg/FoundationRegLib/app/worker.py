@@ -6,12 +6,15 @@ encoders and the features of the last images are kept, so that a changed smoothn
 
 Requests ``{"id": 1, "command": ...}``:
     register: ``fixed``, ``moving`` and optionally ``fixed_mask``, ``moving_mask``, ``exclude_fixed``,
-        ``exclude_moving``, ``fixed_labels``, ``moving_labels`` (each ``{"array": FILE.npy, "affine": 4x4}`` with the
-        affine of `grid.Grid`, or a path), ``fixed_points``, ``moving_points`` (lists of LPS points),
+        ``exclude_moving``, ``fixed_labels``, ``moving_labels``, ``fixed_box_mask``, ``moving_box_mask`` (each
+        ``{"array": FILE.npy, "affine": 4x4}`` with the affine of `grid.Grid`, or a path), ``fixed_points``,
+        ``moving_points`` (lists of LPS points), ``fixed_box``, ``moving_box`` (as of `boxes.BoxLike`),
         ``initial_transform`` (``{"matrix": 4x4}`` or ``{"array": ..., "affine": ...}``, LPS), ``settings``,
         ``preview`` (send coarse fields), ``volume`` (to get the moving image on the fixed grid: ``interpolation``,
         ``background``, ``type``), ``folder`` (where the result's arrays go).
+    segment: ``fixed``, ``moving``, ``fixed_box``, ``moving_box``, ``settings``, ``folder``: what the boxes hold.
     probe: ``run`` (the id of the last register request), ``point`` (LPS), ``side``, ``encoder``: what it sees there.
+        encode: ``run``, ``encoder``: the features of one that took no part, which can be probed from then on.
         correct: ``run`` and ``pairs`` (``{"fixed", "moving", "active"}``, LPS): the transform that obeys them.
         refine: ``run`` and ``corners`` (n, 3): the box around them on a finer grid.
         measure: ``run``: the metrics of the transform as it is now. They need what the run left in memory.
@@ -45,11 +48,25 @@ from ..core.memory import is_out_of_memory
 from ..core.progress import Event, Preview, Progress
 from ..errors import Cancelled, Forgotten, FoundationRegError, InputError
 from ..settings import Settings
-from .exchange import load_image, load_transform, save_array, save_correction, save_found, save_measured, warped
+from .device import describe_device
+from .exchange import (
+    load_image,
+    load_transform,
+    save_array,
+    save_correction,
+    save_found,
+    save_measured,
+    save_pair,
+    warped,
+)
 from .failure import write_log
 from .session import Session
 
-IMAGE_KEYS = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels")
+IMAGE_KEYS = (
+    *("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving", "fixed_labels", "moving_labels"),
+    *("fixed_box_mask", "moving_box_mask"),
+)
+ARRAY_KEYS = ("fixed_points", "moving_points", "fixed_box", "moving_box")
 PREVIEWS_WAITING = 2
 IDLE_SECONDS = 1800
 
@@ -174,17 +191,8 @@ class Worker:
         from ..registration import pipeline
 
         register = self._register or pipeline.register
-        if self._cache is None:
-            self._cache = pipeline.Cache()
         number = request.get("id")
-        try:
-            folder = Path(request.get("folder") or self.folder)
-            progress = self._progress(number, folder if request.get("preview") else None)
-            inputs = _inputs(request)
-        except (KeyError, TypeError, ValueError, OSError, AttributeError, RuntimeError, IndexError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise InputError(f"The worker got a request that it cannot use ({type(error).__name__}).") from None
+        folder, progress, inputs = self._taken(request)
         progress.check()
         sent: dict = {}
 
@@ -195,15 +203,50 @@ class Worker:
             sent.update(save_found(result, folder))
             self.emit(number, "found", **sent)
 
-        result = register(**inputs, progress=progress, cache=self._cache, on_found=on_found)
+        result = register(**inputs, progress=progress, cache=self._kept_cache(), on_found=on_found)
         progress.check()
         if sent:
             return save_measured(result)
         return {**save_found(result, folder), **save_measured(result)}
 
+    def _do_segment(self, request: dict) -> dict:
+        from ..registration import pipeline
+
+        folder, progress, inputs = self._taken(request)
+        names = ("fixed", "moving", "fixed_box", "moving_box", "settings")
+        given = {name: inputs.get(name) for name in names}
+        masks = pipeline.segment_in_boxes(**given, progress=progress, cache=self._kept_cache())
+        progress.check()
+        return {"box_masks": save_pair(folder, "box-mask", masks)}
+
+    def _taken(self, request: dict) -> tuple[Path, Progress, dict[str, Any]]:
+        """Where the answer's files of a ``request`` go, its progress, and what it brings."""
+        try:
+            folder = Path(request.get("folder") or self.folder)
+            progress = self._progress(request.get("id"), folder if request.get("preview") else None)
+            return folder, progress, _inputs(request)
+        except (KeyError, TypeError, ValueError, OSError, AttributeError, RuntimeError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"The worker got a request that it cannot use ({type(error).__name__}).") from None
+
+    def _kept_cache(self):
+        from ..core.cache import Cache
+
+        if self._cache is None:
+            self._cache = Cache()
+        return self._cache
+
     def _do_probe(self, request: dict) -> dict:
         path = Path(request.get("folder") or self.folder) / f"similarity-{time.monotonic_ns()}.npy"
         return self._kept(request).probe(request, path)
+
+    def _do_encode(self, request: dict) -> dict:
+        folder, encoder = Path(request.get("folder") or self.folder), _text(request, "encoder")
+        pictures, grid = self._kept(request).encode(encoder, self._progress(request["id"]))
+        name = f"features-{time.monotonic_ns()}"
+        arrays = {side: save_array(folder / f"{name}-{side}.npy", values, grid) for side, values in pictures.items()}
+        return {"encoder": encoder, "features": arrays}
 
     def _do_correct(self, request: dict) -> dict:
         folder, number = Path(request.get("folder") or self.folder), request["id"]
@@ -287,7 +330,7 @@ def _text(request: dict, name: str) -> str:
 
 def _inputs(request: dict) -> dict[str, Any]:
     """The arguments of `register` in a ``request``. Raises KeyError, TypeError, ValueError or OSError."""
-    points = {key: np.asarray(request[key], float) for key in ("fixed_points", "moving_points") if request.get(key)}
+    arrays = {key: np.asarray(request[key], float) for key in ARRAY_KEYS if request.get(key)}
     return {
         "fixed": load_image(request["fixed"]),
         "moving": load_image(request["moving"]),
@@ -296,31 +339,8 @@ def _inputs(request: dict) -> dict[str, Any]:
         "guide_with_labels": bool(request.get("guide_with_labels")),
         "guide_with_points": bool(request.get("guide_with_points")),
         **{key: load_image(request[key]) for key in IMAGE_KEYS if request.get(key)},
-        **points,
+        **arrays,
     }
-
-
-def describe_device(name: str = "auto") -> dict:
-    """What the panel's device line shows: torch's version, the device's name, its free memory in bytes, and which
-    compiled kernels the CPU uses."""
-    import torch
-
-    from ..native import library
-
-    answer = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu", "name": "CPU", "memory": None}
-    answer["threads"], answer["compiled_kernels"] = torch.get_num_threads(), library.in_use()
-    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
-        device = torch.device("cuda" if name == "auto" else name)
-        try:
-            torch.zeros(1, device=device)
-            free, _ = torch.cuda.mem_get_info(device)
-            answer.update(device=str(device), name=torch.cuda.get_device_name(device), memory=free)
-        except (RuntimeError, AssertionError) as error:
-            lines = str(error).strip().splitlines()
-            answer["problem"] = lines[0] if lines else type(error).__name__
-    elif name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
-        answer.update(device="mps", name="Apple GPU")
-    return answer
 
 
 def _plain(value):

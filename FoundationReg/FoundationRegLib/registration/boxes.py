@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from ..core.constants import METHOD
 from ..core.grid import Grid
@@ -24,35 +25,71 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry
 
-# Opposite corners (x, y, z, x, y, z) in LPS mm, or a table (2, 3) of them.
-BoxLike = Sequence[float] | np.ndarray
+# Opposite corners (x, y, z, x, y, z) in LPS mm, or a table (2, 3) of them. Of a turned box all eight corners (8, 3),
+# the x edge counting slowest: corner 0 and corners 4, 2 and 1 are the ends of its three edges.
+BoxLike = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 # The encoder whose checkpoint also holds the decoder.
 BOX_ENCODER = "medsam-lite"
+SIDES = ("fixed", "moving")
 # Grey values that vary by less than this share of the image's range hold nothing.
 _LEAST_CONTRAST = 0.01
 
 
 def checked_box(box: BoxLike, side: str) -> np.ndarray:
-    """The box as (2, 3): its low and its high corner in LPS mm. Raises `InputError` when it is none or empty."""
+    """The box as (2, 3), its low and its high corner in LPS mm, or (8, 3) where it is turned.
+
+    Raises `InputError` when it is none or empty.
+    """
+    text = f"The {side} box must be six numbers: x, y, z of two opposite corners in LPS mm."
     try:
-        corners = np.asarray(box, float).reshape(2, 3)
+        corners = np.asarray(box, float).reshape(-1, 3)
     except (ValueError, TypeError):
-        raise InputError(f"The {side} box must be six numbers: x, y, z of two opposite corners in LPS mm.") from None
+        raise InputError(text) from None
+    if len(corners) not in (2, 8):
+        raise InputError(text)
     if not np.isfinite(corners).all():
         raise InputError(f"The {side} box holds a number that is not finite.")
-    corners = np.sort(corners, axis=0)
-    if (np.diff(corners, axis=0) <= 0).any():
-        raise InputError(f"The {side} box is empty: its corners must differ along x, y and z.")
+    if len(corners) == 2:
+        corners = np.sort(corners, axis=0)
+        if (np.diff(corners, axis=0) <= 0).any():
+            raise InputError(f"The {side} box is empty: its corners must differ along x, y and z.")
+        return corners
+    edges = _edges(corners)
+    if not np.linalg.norm(edges, axis=1).all():
+        raise InputError(f"The {side} box is empty: one of its edges has no length.")
+    if not np.allclose(_corners(corners[0], edges), corners, rtol=0, atol=1e-3 * np.abs(edges).max()):
+        raise InputError(f"The eight corners of the {side} box are not those of a box.")
     return corners
+
+
+def _edges(corners: np.ndarray) -> np.ndarray:
+    """The three edges (3, 3) that meet in the first of eight ``corners``."""
+    return corners[[4, 2, 1]] - corners[0]
+
+
+def _corners(first: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The eight corners (8, 3) of the box with the three ``edges`` at its corner ``first``."""
+    return first + np.array([[(k >> n) & 1 for n in (2, 1, 0)] for k in range(8)]) @ edges
+
+
+def _all_corners(box: np.ndarray) -> np.ndarray:
+    return box if len(box) == 8 else _corners(box[0], np.diag(box[1] - box[0]))
+
+
+def box_around(mask: sitk.Image) -> np.ndarray:
+    """The corners (8, 3) of the box around what ``mask`` holds, along its array's axes."""
+    places, grid = np.argwhere(sitk.GetArrayViewFromImage(mask) > 0), grid_of(mask)
+    low, high = places.min(0) - 0.5, places.max(0) + 0.5
+    return grid.points(_corners(low, np.diag(high - low)))
 
 
 def bounds_on(grid: Grid, box: np.ndarray, side: str) -> Bounds:
     """Faces (low, high) of ``box`` along the array's axes, as of `features.box_masks.box_mask`, cut to the image.
 
-    On an oblique grid the array-aligned box around it. Raises `InputError` for one outside of the image, or too small.
+    Where the box is turned against the grid, of the array-aligned box around it. Raises `InputError` for one outside of
+    the image, or too small.
     """
-    corners = [[box[(k >> n) & 1, n] for n in range(3)] for k in range(8)]
-    places = grid.indices(corners)
+    places = grid.indices(_all_corners(box))
     low = np.maximum(places.min(0), -0.5)
     high = np.minimum(places.max(0), np.array(grid.shape) - 0.5)
     if (high - low <= 0).any():
@@ -62,42 +99,51 @@ def bounds_on(grid: Grid, box: np.ndarray, side: str) -> Bounds:
     return tuple(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def require_boxes(fixed: BoxLike | None, moving: BoxLike | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both boxes as of `checked_box`; None without any. Raises for one box alone, and for missing weights."""
-    if fixed is None and moving is None:
+def require_boxes(
+    fixed: BoxLike | None, moving: BoxLike | None, fixed_mask: object = None, moving_mask: object = None
+) -> dict[str, np.ndarray] | None:
+    """The boxes by side, as of `checked_box`; None without any box or mask.
+
+    A side with a mask of what its box holds needs no box. Raises for a side that has neither while the other has, and
+    for missing weights where something is left to segment.
+    """
+    given = dict(zip(SIDES, ((fixed, fixed_mask), (moving, moving_mask)), strict=True))
+    there = [side for side, pair in given.items() if any(value is not None for value in pair)]
+    if not there:
         return None
-    if fixed is None or moving is None:
+    if len(there) == 1:
         raise InputError("Give a box around the same organ in both images, or in none.")
-    boxes = checked_box(fixed, "fixed"), checked_box(moving, "moving")
-    store.require(entry(BOX_ENCODER))
-    return boxes
+    checked = {side: checked_box(box, side) for side, (box, _) in given.items() if box is not None}
+    if any(mask is None for _, mask in given.values()):
+        store.require(entry(BOX_ENCODER))
+    return checked
 
 
 def segment_boxes(
-    images: tuple[sitk.Image, sitk.Image],
-    boxes: tuple[np.ndarray, np.ndarray],
+    images: Sequence[sitk.Image],
+    boxes: Sequence[np.ndarray],
     settings: Settings,
     device: torch.device,
     progress: Progress | None = None,
-) -> tuple[sitk.Image, sitk.Image]:
-    """Masks (uint8) of what the boxes hold in the fixed and the moving image, each on its image's lattice.
+    sides: Sequence[str] = SIDES,
+) -> tuple[sitk.Image, ...]:
+    """Masks (uint8) of what the ``boxes`` hold in the ``images`` of those ``sides``, each on its image's lattice.
 
     Raises `InputError` for a box outside of its image or around nothing.
     """
     progress = progress or Progress()
-    sides = ("fixed", "moving")
     shown = [_shown(image, box, side, settings) for image, box, side in zip(images, boxes, sides, strict=True)]
     encoder = load_encoder(BOX_ENCODER, str(device), settings.encoder_precision, progress)
     path, _ = store.ensure(entry(BOX_ENCODER))
     decoder = build_box_decoder(path).to(device)
     masks = []
     for (grey, grid, bounds), side in zip(shown, sides, strict=True):
-        with progress.stage(f"segment the {side} box", 0.5), torch.inference_mode():
+        with progress.stage(f"segment the {side} box", 1 / len(sides)), torch.inference_mode():
             mask = box_mask(grey, grid, bounds, encoder, decoder, memory_gb=settings.memory_gb, progress=progress)
         if not mask.any():
             raise InputError(f"Nothing was found in the {side} box; draw it closely around one organ.")
         masks.append(image_from_array(mask, grid))
-    return masks[0], masks[1]
+    return tuple(masks)
 
 
 def _shown(image: sitk.Image, box: np.ndarray, side: str, settings: Settings) -> tuple[np.ndarray, Grid, Bounds]:
@@ -115,15 +161,28 @@ def _shown(image: sitk.Image, box: np.ndarray, side: str, settings: Settings) ->
 
 
 def box_start(fixed: np.ndarray, moving: np.ndarray, affine: bool = True) -> sitk.AffineTransform:
-    """The map that brings the ``fixed`` box (2, 3) onto the ``moving`` one, or only its centre without ``affine``.
+    """The map that brings the centre of the ``fixed`` box (2, 3) or (8, 3) to that of the ``moving`` one.
 
-    Boxes are stretched along x, y and z by what anatomy of two people can show at most. On 20 prostates (ultrasound to
-    MR) with tight boxes it gives a gland Dice of 0.854, centres alone 0.827, the true centroids 0.855.
+    With ``affine`` it also stretches along x, y and z, by a part of what the sizes of the boxes say
+    (``METHOD.box_stretch``), and by what anatomy of two people can show at most. It does not turn.
     """
-    sizes = np.diff(moving, axis=0)[0] / np.diff(fixed, axis=0)[0]
-    matrix = np.diag([*(np.clip(sizes, *METHOD.scales) if affine else np.ones(3)), 1.0])
+    sizes = _sizes(moving) / _sizes(fixed)
+    stretch = np.clip(sizes**METHOD.box_stretch, *METHOD.scales)
+    matrix = np.diag([*(stretch if affine else np.ones(3)), 1.0])
     matrix[:3, 3] = moving.mean(0) - matrix[:3, :3] @ fixed.mean(0)
     return affine_transform(matrix)
+
+
+def _sizes(box: np.ndarray) -> np.ndarray:
+    """Lengths of the edges that run mostly along x, y and z."""
+    if len(box) == 2:
+        return box[1] - box[0]
+    edges = _edges(box)
+    lengths = np.linalg.norm(edges, axis=1)
+    rows, axes = linear_sum_assignment(-np.abs(edges / lengths[:, None]))
+    sizes = np.empty(3)
+    sizes[axes] = lengths[rows]
+    return sizes
 
 
 def overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:

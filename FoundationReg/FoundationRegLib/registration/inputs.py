@@ -24,8 +24,8 @@ PointsLike = str | Path | np.ndarray
 class Inputs:
     """Both images and what comes with them; ``warnings`` says what was repaired.
 
-    ``*_box``: the user's box (2, 3), its low and high corner in LPS mm. ``*_box_mask``: what it holds, segmented by
-    `boxes.segment_boxes`.
+    ``*_box``: the user's box as of `boxes.checked_box`. ``*_box_mask``: what it holds, as a person drew it or as
+    `boxes.segment_boxes` segmented it.
     """
 
     fixed: sitk.Image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +28,11 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry, own_model
 from . import boxes, linear
+from .ahead import SIDES, Ahead
 from .boxes import BoxLike
+from .content import content_hash
 from .deformable import Deformation, deform
-from .forecast import expected_seconds
+from .forecast import Forecast
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
@@ -40,7 +41,7 @@ from .result import Registration, build_result, measure
 from .retuning import LastRun, look_ahead, remember
 from .trust import keep_supported
 
-__all__ = ["Cache", "Registration", "register"]
+__all__ = ["Cache", "Registration", "register", "segment_in_boxes"]
 
 
 _LEAST_OVERLAP = 0.02
@@ -62,12 +63,15 @@ def register(
     moving_points: PointsLike | None = None,
     fixed_box: BoxLike | None = None,
     moving_box: BoxLike | None = None,
+    fixed_box_mask: ImageLike | None = None,
+    moving_box_mask: ImageLike | None = None,
     guide_with_labels: bool = False,
     guide_with_points: bool = False,
     download: bool = False,
     progress: Progress | None = None,
     cache: Cache | None = None,
     on_found: Callable[[Registration], None] | None = None,
+    begun: Ahead | None = None,
 ) -> Registration:
     """Find the transform that takes fixed points to moving points.
 
@@ -82,10 +86,13 @@ def register(
             points measure the result. They guide it only with ``guide_with_labels`` or ``guide_with_points``.
         fixed_box, moving_box: around the same organ, six numbers each: x, y, z of two opposite corners in LPS mm. What
             they hold is segmented (MedSAM-Lite) and guides the start and the field like a segmentation of the user's.
+        fixed_box_mask, moving_box_mask: what the boxes hold, above 0, as a person corrected it. Nothing is segmented on
+            that side, and its box may be left out.
         download: fetch weights that are missing; says yes to their licences. Otherwise nothing is fetched.
         on_found: gets the result as soon as its transform is known and before anything is measured: ``warped``,
             ``metrics`` and ``quality`` are still empty then.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
+        begun: of `ahead.begin` with the same arguments, where these have been read already.
 
     Raises:
         InputError: for input that cannot be used, before any long work starts.
@@ -97,46 +104,54 @@ def register(
         _guides(guide_with_labels, fixed_labels, moving_labels, "labels"),
         _guides(guide_with_points, fixed_points, moving_points, "points"),
     )
-    around = boxes.require_boxes(fixed_box, moving_box)
+    around = boxes.require_boxes(fixed_box, moving_box, fixed_box_mask, moving_box_mask)
     _require_heeded(settings, guided[1], moving_mask is not None or exclude_moving is not None)
-    if settings.deformable:
-        _require_networks(settings, download, progress)
+    _require_networks(settings, download, progress)
     with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
-            inputs = read_inputs(
-                fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
-                exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
-                moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
+            ahead = begun or Ahead(
+                read_inputs(
+                    fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask,
+                    moving_mask=moving_mask, exclude_fixed=exclude_fixed, exclude_moving=exclude_moving,
+                    fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
+                    moving_points=moving_points, fixed_box_mask=fixed_box_mask, moving_box_mask=moving_box_mask,
+                ),
+                settings,
             )  # fmt: skip
-            progress.expect(expected_seconds(inputs, settings, device))
-        with progress.stage("segment", 0.3 if around or settings.anatomy else 0.0):
+            inputs = ahead.inputs
+            forecast = Forecast(inputs, settings, device, around is not None)
+            progress.expect(forecast.seconds)
+        with progress.stage("segment", 0.3 if around is not None or settings.anatomy else 0.0):
             regions = _look(inputs, around, settings, device, progress, cache)
         with progress.stage("align", 0.12):
-            images, masks = _content(inputs.fixed, inputs.moving, inputs.initial), _content(*inputs.guidance())
+            images, masks = content_hash(inputs.fixed, inputs.moving, inputs.initial), content_hash(*inputs.guidance())
             look_ahead(cache, images, masks, inputs, settings, device, progress, _previewer)
             key = ("linear", images, masks, _aligning(settings))
-            transform, facts = cache.get(key, lambda: _align(inputs, regions, settings, progress))
+            if cache.find(key) is None:
+                ahead.start()
+            transform, facts = cache.get(key, lambda: _align(ahead, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
-        pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
+        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
-            facts["guided"] = any(guided) or inputs.fixed_box_mask is not None
+            facts |= {"guided": any(guided), "boxed": inputs.fixed_box_mask is not None}
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
             if on_found is not None:
                 on_found(result)
             measure(result, inputs, deformation, settings, progress)
+        forecast.learn(progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
 
 
 def _require_networks(settings: Settings, download: bool, progress: Progress) -> None:
     """Raise for an encoder or anatomy network that cannot run, after fetching what may be fetched."""
-    for name, _ in settings.encoders:
+    for name, _ in settings.encoders if settings.deformable else ():
         if download and not own_model(name) and entry(name).weights is not None:
             store.download(name, accept_licence=True, progress=progress)
         require(name, settings.encoder_layers)
@@ -157,39 +172,6 @@ def out_of_memory_explained(device: torch.device):
         raise OutOfMemory(
             f"The memory of {device} is not enough; set a larger finest_spacing_mm or choose the preset fast."
         ) from None
-
-
-def _content(*values: Any) -> str:
-    """Hash of images, transforms and points."""
-    digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, sitk.Image):
-            digest.update(_image_content(value))
-        elif isinstance(value, sitk.Transform):
-            digest.update(_transform_content(value))
-        elif isinstance(value, np.ndarray):
-            digest.update(value.tobytes())
-        elif value is not None:
-            raise TypeError(f"{type(value).__name__} has no content")
-        digest.update(b"|")
-    return digest.hexdigest()
-
-
-def _image_content(image: sitk.Image) -> bytes:
-    geometry = repr((image.GetSize(), image.GetPixelIDValue())).encode() + grid_of(image).affine.tobytes()
-    return geometry + np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()
-
-
-def _transform_content(transform: sitk.Transform) -> bytes:
-    """All that decides where ``transform`` takes points: of a field also where its nodes lie."""
-    kind = transform.GetName()
-    if kind == "CompositeTransform":
-        composite = sitk.CompositeTransform(transform)
-        parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
-        return b"(" + b"|".join(_transform_content(part) for part in parts) + b")"
-    if kind == "DisplacementFieldTransform":
-        return _image_content(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
-    return repr((kind, transform.GetParameters(), transform.GetFixedParameters())).encode()
 
 
 def _require_heeded(settings: Settings, by_points: bool, by_moving_mask: bool) -> None:
@@ -220,42 +202,87 @@ def _preparing(settings: Settings) -> str:
     return str([getattr(settings, name) for name in names])
 
 
+def segment_in_boxes(
+    fixed: ImageLike,
+    moving: ImageLike,
+    fixed_box: BoxLike,
+    moving_box: BoxLike,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> tuple[sitk.Image, sitk.Image]:
+    """What the boxes of `register` hold, without registering: masks (uint8) on the lattices of both images, to look at
+    and to correct. Raises as `register` does."""
+    settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
+    device = choose_device(settings.device)
+    around = boxes.require_boxes(fixed_box, moving_box)
+    if around is None:
+        raise InputError("Give a box around the same organ in both images.")
+    with cpu_threads(settings.threads), out_of_memory_explained(device):
+        with progress.stage("load", 0.05):
+            inputs = read_inputs(fixed, moving)
+        with progress.stage("segment", 0.95):
+            _segment(inputs, around, settings, device, progress, cache)
+    return inputs.fixed_box_mask, inputs.moving_box_mask
+
+
+def _segment(
+    inputs: Inputs,
+    around: dict[str, np.ndarray],
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+    cache: Cache,
+) -> None:
+    """Put the boxes ``around`` and what they hold into ``inputs``; masks that are there stay."""
+    sides = [side for side in boxes.SIDES if getattr(inputs, f"{side}_box_mask") is None]
+    if sides:
+        images = [getattr(inputs, side) for side in sides]
+        key = ("boxes", content_hash(*images), _seen_as(settings), *(around[side].tobytes() for side in sides))
+        wanted = [around[side] for side in sides]
+        masks = cache.get(key, lambda: boxes.segment_boxes(images, wanted, settings, device, progress, sides))
+        for side, mask in zip(sides, masks, strict=True):
+            setattr(inputs, f"{side}_box_mask", mask)
+    for side in boxes.SIDES:
+        box = around.get(side)
+        setattr(
+            inputs, f"{side}_box", box if box is not None else boxes.box_around(getattr(inputs, f"{side}_box_mask"))
+        )
+
+
+def _seen_as(settings: Settings) -> str:
+    """The settings that decide how networks are shown the images."""
+    names = [f"{side}_{what}" for side in boxes.SIDES for what in ("intensity", "window")]
+    return str([getattr(settings, name) for name in names])
+
+
 def _look(
     inputs: Inputs,
-    around: tuple[np.ndarray, np.ndarray] | None,
+    around: dict[str, np.ndarray] | None,
     settings: Settings,
     device: torch.device,
     progress: Progress,
     cache: Cache,
 ) -> RegionPair | None:
     """Segment what the boxes ``around`` hold, into ``inputs``, and predict regions where the settings say so."""
-    images, content = (inputs.fixed, inputs.moving), _content(inputs.fixed, inputs.moving)
-    names = [f"{side}_{what}" for side in ("fixed", "moving") for what in ("intensity", "window")]
-    seen_as = [getattr(settings, name) for name in names]
-    parts = bool(around) + bool(settings.anatomy)
-    if around:
+    parts = (around is not None) + bool(settings.anatomy)
+    if around is not None:
         with progress.stage("segment boxes", 1 / parts):
-            key = ("boxes", content, str(seen_as), *(box.tobytes() for box in around))
-            masks = cache.get(key, lambda: boxes.segment_boxes(images, around, settings, device, progress))
-        inputs.fixed_box, inputs.moving_box = around
-        inputs.fixed_box_mask, inputs.moving_box_mask = masks
+            _segment(inputs, around, settings, device, progress, cache)
     if not settings.anatomy:
         return None
+    images = (inputs.fixed, inputs.moving)
     with progress.stage("predict regions", 1 / parts):
-        key = ("regions", content, str(seen_as), settings.anatomy, anatomy_fingerprint(settings.anatomy))
+        key = ("regions", content_hash(*images), _seen_as(settings), settings.anatomy,
+               anatomy_fingerprint(settings.anatomy))  # fmt: skip
         return cache.get(key, lambda: predict_pair(images, settings, device, progress))
 
 
 def _align(
-    inputs: Inputs, regions: RegionPair | None, settings: Settings, progress: Progress
+    ahead: Ahead, regions: RegionPair | None, settings: Settings, progress: Progress
 ) -> tuple[sitk.Transform, dict[str, Any]]:
-    sides = [
-        linear.prepare(image, mask, None if kind == "auto" else kind, window)
-        for image, mask, kind, window in (
-            (inputs.fixed, inputs.fixed_mask, settings.fixed_intensity, settings.fixed_window),
-            (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
-        )
-    ]
+    inputs = ahead.inputs
+    sides = [ahead.side(name) for name in SIDES]
     descriptors = linear.DescriptorPair(*sides)
     with progress.stage("start", 0.25):
         given = inputs.initial
@@ -284,7 +311,7 @@ def _align(
 
 
 def _deform(
-    inputs: Inputs,
+    ahead: Ahead,
     linear: sitk.Transform,
     content: Hashable,
     guided: tuple[bool, bool],
@@ -298,13 +325,13 @@ def _deform(
     When memory runs out on a grid that nobody asked for, one of half as many voxels is taken instead.
     """
     preview = _previewer(linear, progress)
-    guides = any(guided) or inputs.fixed_box_mask is not None
+    guides = any(guided) or ahead.inputs.fixed_box_mask is not None
     wanted = str([settings.to_dict(), guided]) if guides else _preparing(settings)
 
     def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
         with progress.stage("prepare", 0.05):
             key = ("pair", content, wanted, voxels)
-            pair = cache.get(key, lambda: prepare_pair(inputs, linear, settings, voxels, *guided))
+            pair = cache.get(key, lambda: prepare_pair(ahead, linear, settings, voxels, *guided))
         try:
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)

@@ -126,12 +126,14 @@ class FeaturePyramid:
         """Both images' grey values, normalised under a Gaussian of ``sigma`` voxels of the level.
 
         Their squared difference is local cross-correlation (Avants et al., Med. Image Anal. 2008), which places the
-        edges of one contrast more exactly than MIND.
+        edges of one contrast more exactly than MIND. Only what both images show counts: of a head that one image cuts,
+        the Gaussian would otherwise take the missing part for a dark one.
         """
 
         def compute() -> FeaturePair:
             images = (self.pooled(image, factor) for image in (self.pair.fixed, self.pair.moving))
-            normalised = [local_normalised(image, sigma) for image in images]
+            seen = None if self.pair.seen is None else self.pooled(self.pair.seen, factor)
+            normalised = [local_normalised(image, sigma, seen) for image in images]
             return FeaturePair(*standardised(*normalised, self.mask("fixed", factor)))
 
         return self.cache.get(("grey", factor, sigma, *self.key), compute)

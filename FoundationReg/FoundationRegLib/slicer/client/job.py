@@ -24,9 +24,11 @@ from ...errors import Cancelled, FoundationRegError, InputError
 from ...evaluation.titles import FOLDED_LIMIT_PERCENT
 from ..scene import extras, nodes, results
 from ..scene.preview import LivePreview
-from .answers import as_exception, load_array
+from . import outputs
+from .answers import as_exception
 from .channel import Channel
-from .request import MASK_ROLES, RegistrationRequest, RegistrationResult
+from .inputs import InputFiles
+from .request import RegistrationRequest, RegistrationResult
 
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
@@ -54,7 +56,6 @@ class RegistrationJob:
         self.request, self._channel, self._on_event = request, channel, on_event
         self._allow_folded = allow_folded
         self.state, self.result, self.error = RUNNING, None, None
-        self._names: dict[int, str] = {}
         self._started = time.monotonic()
         self._observed: list[tuple[Any, int]] = []
         self._preview: LivePreview | None = None
@@ -63,7 +64,9 @@ class RegistrationJob:
         self._number: int | None = None
         try:
             self._folder = channel.process.run_folder()
-            payload = self._write_inputs()
+            self._files = InputFiles(request, self._folder)
+            self._files.write_rest()
+            payload = self._files.payload
             if channel.process.keep_files:
                 (self._folder / "request.json").write_text(json.dumps(payload, indent=1), encoding="utf-8")
             self._number = channel.ask(self._handle, "register", **payload)
@@ -120,46 +123,6 @@ class RegistrationJob:
         if self.error is not None:
             raise self.error
         return self.result
-
-    def _write_inputs(self) -> dict:
-        request, folder = self.request, self._folder
-
-        def write(name: str, array: np.ndarray, grid: Grid) -> dict:
-            path = folder / f"{name}.npy"
-            np.save(path, np.ascontiguousarray(array), allow_pickle=False)
-            return {"array": str(path), "affine": grid.affine.tolist()}
-
-        grids = {side: nodes.volume_grid(getattr(request, side)) for side in ("fixed", "moving")}
-        payload = {side: write(side, nodes.volume_array(getattr(request, side)), grid) for side, grid in grids.items()}
-        for side, grid in grids.items():
-            for name in (f"{side}_mask", f"exclude_{side}"):
-                mask = getattr(request, name)
-                if mask is not None:
-                    array = nodes.mask_array(mask, getattr(request, side), MASK_ROLES[name])
-                    payload[name] = write(name, array, grid)
-        if request.fixed_labels is not None:
-            pairs = [(request.fixed_labels, request.fixed), (request.moving_labels, request.moving)]
-            arrays, self._names = nodes.label_arrays(pairs)
-            for side, array in zip(grids, arrays, strict=True):
-                payload[f"{side}_labels"] = write(f"{side}_labels", array, grids[side])
-        if request.fixed_points is not None:
-            points = nodes.landmark_pair(request.fixed_points, request.fixed, request.moving_points, request.moving)
-            payload.update(fixed_points=points[0].tolist(), moving_points=points[1].tolist())
-        chain = nodes.chain_between(request.fixed.GetParentTransformNode(), request.initial_node())
-        initial = nodes.describe_initial(chain, grids["fixed"])
-        if initial is not None and "field" in initial:
-            payload["initial_transform"] = write("initial", initial["field"], initial["grid"])
-        elif initial is not None:
-            payload["initial_transform"] = {"matrix": initial["matrix"].tolist()}
-        return {
-            **payload,
-            "settings": request.settings,
-            "preview": request.preview,
-            "guide_with_labels": request.guide_with_labels,
-            "guide_with_points": request.guide_with_points,
-            "volume": request.volume if request.output_volume is not None or request.create_volume else None,
-            "folder": str(folder),
-        }
 
     def _observe(self, target, event, callback) -> None:
         self._observed.append((target, target.AddObserver(event, callback)))
@@ -220,14 +183,7 @@ class RegistrationJob:
         self._drop_preview()
         undo = nodes.remember_scene()
         try:
-            keep = self._channel.process.keep_files
-            keys = ("transform", "uncertainty", "warped")
-            arrays = {key: load_array(event.pop(key), keep) for key in keys if event.get(key)}
-            features = {
-                encoder: {side: load_array(value, keep) for side, value in pair.items()}
-                for encoder, pair in event.pop("features", {}).items()
-            }
-            self.result = self._fill_scene(event, arrays, features)
+            self.result = self._fill_scene(event, outputs.take_arrays(event, self._channel.process.keep_files))
         except Exception as error:  # of any kind: a job that goes on for ever would block the panel
             undo()
             text = _("The result could not be taken into the scene: {error}.")
@@ -253,7 +209,7 @@ class RegistrationJob:
         self.result.warnings.append(sentence)
         self._end(DONE)
 
-    def _fill_scene(self, event: dict, arrays: dict, features: dict) -> RegistrationResult:
+    def _fill_scene(self, event: dict, arrays: dict) -> RegistrationResult:
         """Put the transform, and what comes with it, into the scene."""
         request, scene = self.request, slicer.mrmlScene
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
@@ -264,7 +220,7 @@ class RegistrationJob:
         if volume is None and request.create_volume:
             volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(f"{name}, warped"))
         answer = RegistrationResult(transform, volume, run=self._number if event.get("kept") else None)
-        answer.record, answer.warnings = event.get("record") or {}, list(event.get("warnings", []))
+        answer.record, answer.warnings = event.get("record") or {}, [*event.get("warnings", []), *self._files.notes]
         answer.metrics = event.get("metrics") or {"after": {"folded_percent": event.get("folded_percent", 0.0)}}
         if transform is not None:
             initial, before = request.initial_node(), request.moving.GetParentTransformNode()
@@ -289,7 +245,8 @@ class RegistrationJob:
             )
         if transform is not None and volume is not None:
             transform.SetNodeReferenceID(results.ROLE + "warped", volume.GetID())
-        self._fill_extras(answer, owner, name, arrays, features, event.get("loss") or {})
+        outputs.fill_extras(answer, owner, name, request, arrays, event.get("loss") or {})
+        answer.boxMaskNodes = outputs.set_box_masks(request, arrays.get("box_masks", {}), self._files.boxed)
         answer.seconds = time.monotonic() - self._started
         return answer
 
@@ -305,47 +262,18 @@ class RegistrationJob:
         owner.SetAttribute("FoundationReg.folded", str(answer.folded_percent))
         owner.SetAttribute("FoundationReg.record", json.dumps(answer.record))
         name = f"{request.moving.GetName()} to {request.fixed.GetName()}"
-        answer.tableNode = results.set_metrics(owner, answer.metrics, self._names, name)
-
-    def _fill_extras(self, answer, owner, name: str, arrays: dict, features: dict, loss: dict) -> None:
-        request = self.request
-        if any(loss.values()):
-            answer.chartNode = results.set_loss_chart(owner, loss, name)
-        for kind in ("jacobian", "uncertainty"):  # of an earlier run, and no longer true
-            if (node := extras.find(owner, kind)) is not None:
-                extras.remove(node)
-        if request.jacobian:
-            answer.jacobianNode = extras.make(owner, "jacobian", "vtkMRMLScalarVolumeNode", f"{name} Jacobian")
-            displacement, grid = arrays["transform"]
-            determinant = results.jacobian_determinant(displacement, grid)
-            results.set_jacobian(answer.jacobianNode, determinant, grid, request.fixed.GetParentTransformNode())
-        if "uncertainty" in arrays:
-            node = extras.make(owner, "uncertainty", "vtkMRMLScalarVolumeNode", f"{name} uncertainty")
-            results.set_uncertainty(node, *arrays["uncertainty"], request.fixed.GetParentTransformNode())
-        for kind in ("jacobian", "uncertainty"):
-            if (node := extras.find(owner, kind)) is not None and node.GetSaveWithScene():
-                extras.file_away(owner, node)
-        if not request.features:
-            return
-        owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(features))
-        for encoder, pair in features.items():
-            answer.featureNodes[encoder] = {}
-            for side, (array, grid) in pair.items():
-                role = f"features.{encoder}.{side}"
-                title = f"{encoder} features of {getattr(request, side).GetName()}"
-                node = extras.make(owner, role, "vtkMRMLVectorVolumeNode", title, saved=False)
-                results.set_features(node, array, grid, request.fixed.GetParentTransformNode())
-                answer.featureNodes[encoder][side] = node
+        answer.tableNode = results.set_metrics(owner, answer.metrics, self._files.names, name)
 
     def _carry(self, transform, before, folded: float) -> list[str]:
         """Place the moving volume and what belongs to it under ``transform``; say what cannot follow."""
         request, warnings = self.request, []
         request.moving.SetAndObserveTransformNodeID(transform.GetID())
         chosen = [request.moving_labels, request.moving_points, request.moving_mask, request.exclude_moving]
-        chosen += request.carry
+        chosen += [request.moving_box, request.moving_box_mask, *request.carry]
         followers = list(dict.fromkeys(n for n in chosen if n is not None and n.GetScene() is not None))
         # Points and surfaces need the inverse, which does not exist where the field folds.
         inverted = [node for node in followers if node.IsA("vtkMRMLMarkupsNode") or node.IsA("vtkMRMLModelNode")]
+        inverted = [node for node in inverted if node is not request.moving_box]
         if folded >= FOLDED_LIMIT_PERCENT and inverted:
             names = ", ".join(repr(node.GetName()) for node in inverted)
             if self._allow_folded is not None and not self._allow_folded(folded):

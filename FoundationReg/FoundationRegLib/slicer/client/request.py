@@ -8,14 +8,17 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ...errors import InputError
-from ..scene import nodes, results
+from ..scene import nodes, regions, results
 
 MASK_ROLES = {
     "fixed_mask": _("mask of the fixed volume"),
     "moving_mask": _("mask of the moving volume"),
     "exclude_fixed": _("exclusion mask of the fixed volume"),
     "exclude_moving": _("exclusion mask of the moving volume"),
+    "fixed_box_mask": _("segmentation of the fixed box"),
+    "moving_box_mask": _("segmentation of the moving box"),
 }
+MATCHED = ("fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving")
 
 
 @dataclass
@@ -28,6 +31,9 @@ class RegistrationRequest:
     where to match, ``exclude_fixed`` and ``exclude_moving`` mark a lesion or implant without a counterpart in the other
     volume, which shall neither shrink nor grow. Labels and points measure; ``guide_with_labels`` and
     ``guide_with_points`` let them take part in the search too.
+    ``fixed_box`` and ``moving_box``: markups ROIs around the same organ. What they hold is segmented and guides. Where
+    ``fixed_box_mask`` or ``moving_box_mask``, a segmentation of it, was drawn or corrected by a person, that guides
+    instead; one that still is as it was predicted is predicted again, which is quick as long as nothing changed.
     ``volume``: how the output volume is made: ``interpolation`` (linear, nearest or bspline), ``background`` (a grey
     value for what lies outside of the moving volume) and ``type`` (a numpy name such as float32); what is left out is
     linear, the moving volume's darkest value and its type.
@@ -51,6 +57,10 @@ class RegistrationRequest:
     moving_labels: Any = None
     fixed_points: Any = None
     moving_points: Any = None
+    fixed_box: Any = None
+    moving_box: Any = None
+    fixed_box_mask: Any = None
+    moving_box_mask: Any = None
     guide_with_labels: bool = False
     guide_with_points: bool = False
     volume: dict = field(default_factory=dict)
@@ -76,6 +86,7 @@ class RegistrationRequest:
                     raise InputError(_("The labels of the fixed and of the moving volume are the same node."))
                 raise InputError(_("The points of the fixed and of the moving volume are the same node."))
         self._check_masks()
+        self._check_boxes()
         if self.guide_with_labels and self.fixed_labels is None:
             raise InputError(_("To guide with segmentations, choose the segmentations of both volumes."))
         if self.guide_with_points and self.fixed_points is None:
@@ -87,8 +98,8 @@ class RegistrationRequest:
             results.check_output_transform(self.output_transform, self.fixed, linear)
 
     def _check_masks(self) -> None:
-        for name, role in MASK_ROLES.items():
-            mask = getattr(self, name)
+        for name in MATCHED:
+            mask, role = getattr(self, name), MASK_ROLES[name]
             if mask is None:
                 continue
             if mask in (self.fixed, self.moving):
@@ -103,6 +114,28 @@ class RegistrationRequest:
         if self.moving_mask is not None and self.moving_mask is self.exclude_moving:
             text = _("{name!r} cannot be both the mask of the moving volume and excluded in it.")
             raise InputError(text.format(name=self.moving_mask.GetName()))
+
+    def _check_boxes(self) -> None:
+        given = {
+            side: (getattr(self, f"{side}_box"), getattr(self, f"{side}_box_mask")) for side in ("fixed", "moving")
+        }
+        there = [side for side, pair in given.items() if any(node is not None for node in pair)]
+        if len(there) == 1:
+            text = _("Draw a box around the same organ in the fixed and the moving volume, or in none of them.")
+            raise InputError(text)
+        boxes, masks = zip(*given.values(), strict=True)
+        if boxes[0] is not None and boxes[0] is boxes[1]:
+            raise InputError(_("The boxes of the fixed and of the moving volume are the same node; draw one in each."))
+        if masks[0] is not None and masks[0] is masks[1]:
+            raise InputError(_("The segmentations of both boxes are the same node; choose one of each volume."))
+        for side, (box, mask) in given.items():
+            if mask is not None and not nodes.segment_names(mask):
+                text = _(
+                    "The segmentation {name!r} of the box has no segments; segment the boxes again or choose none."
+                )
+                raise InputError(text.format(name=mask.GetName()))
+            if box is not None:
+                regions.organ_box(box, getattr(self, side))
 
     def inputs(self) -> list:
         """The nodes that must stay in the scene until the end."""
@@ -128,6 +161,8 @@ class RegistrationResult:
     """What a registration left in the scene. Nodes that were not asked for are None.
 
     ``metrics``: ``{"before": {...}, "after": {...}}``. ``record``: settings, versions, seed, seconds per stage.
+    ``regionNodes``: segmentations of what an anatomy network named, as ``fixed``, ``moving`` and ``after``, the moving
+    ones as registered. ``boxMaskNodes``: by side, segmentations of what was predicted in the boxes.
     ``run``: what the worker knows it by, as long as it keeps the features.
     """
 
@@ -137,6 +172,8 @@ class RegistrationResult:
     tableNode: Any = None
     chartNode: Any = None
     featureNodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    regionNodes: dict[str, Any] = field(default_factory=dict)
+    boxMaskNodes: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict] = field(default_factory=dict)
     record: dict = field(default_factory=dict)
     quality: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,24 @@ def encoder(name: str) -> Encoder:
 def encoders() -> list[Encoder]:
     """All encoders of the catalogue, in its order; anatomy networks are none."""
     return [encoder(name) for name, item in catalogue().items() if not item.names_anatomy]
+
+
+def networks() -> list[Encoder]:
+    """All anatomy networks of the catalogue, in its order."""
+    return [encoder(name) for name, item in catalogue().items() if item.names_anatomy]
+
+
+def network(name: str) -> Encoder:
+    """The anatomy network ``name``: of the catalogue, or the JSON file that describes the user's own, which is a
+    program that needs a yes. What is wrong with the description, the registration says."""
+    if name in catalogue():
+        return encoder(name)
+    path = Path(name)
+    try:
+        file = path.parent / str(json.loads(path.read_text(encoding="utf-8"))["file"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return Encoder(name, path.name, Availability.READY if path.is_file() else Availability.GONE, own=path)
+    return Encoder(name, path.name, _availability_of_own(file), own=file)
 
 
 def is_path(name: str) -> bool:

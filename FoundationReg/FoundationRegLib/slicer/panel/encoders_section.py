@@ -16,6 +16,7 @@ from . import availability
 from .availability import Availability
 from .parameters import PRESET_ENCODERS
 
+BOX_ENCODER = "medsam-lite"  # whose checkpoint also segments boxes
 CHOOSE_FILE, CHOOSE_FOLDER = "choose file", "choose folder"  # entries of the list of encoders that open a dialog
 
 
@@ -51,13 +52,17 @@ class ModelsPanel:
         self.update()
 
     def chosen(self) -> list[availability.Encoder]:
-        """The encoders that a run would use. Empty as long as there is no parameter node."""
+        """The encoders and networks that a run would use. Empty as long as there is no parameter node."""
         from . import parameters
 
-        if self._parameters is None:
+        node = self._parameters
+        if node is None:
             return []
-        names = parameters.encoders_of(self._parameters) or Settings.from_preset(self._parameters.preset).encoders
-        return [availability.encoder(name) for name, _weight in names]
+        names = parameters.encoders_of(node) or Settings.from_preset(node.preset).encoders
+        found = [] if node.linearOnly else [availability.encoder(name) for name, _weight in names]
+        if parameters.has_boxes(node) and BOX_ENCODER not in [encoder.id for encoder in found]:
+            found.append(availability.encoder(BOX_ENCODER))
+        return [*found, availability.network(node.anatomy)] if node.anatomy else found
 
     def families(self) -> set[str]:
         """The families of the encoders that a run would use, which need packages of their own."""
@@ -133,7 +138,8 @@ class ModelsPanel:
 
     def _concerned(self) -> tuple:
         node = self._parameters
-        return node.encoder, node.preset, node.combineMind
+        boxed = node.fixedBox is not None or node.movingBox is not None
+        return node.encoder, node.preset, node.combineMind, node.linearOnly, node.anatomy, boxed
 
     def update(self) -> None:
         """Show the state of the chosen encoders."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import qt
 import slicer
@@ -15,6 +16,8 @@ from ..scene.handles import hide_handles
 from . import dependencies, parameters
 from .device_line import DeviceLine
 from .encoders_section import ModelsPanel
+from .features_section import FeaturesSection
+from .guidance_section import GuidanceSection
 from .interaction_section import InteractionSection
 from .presets_section import PresetPanel
 from .review_section import ReviewPanel
@@ -42,6 +45,13 @@ class Panel:
         self.interaction = InteractionSection(
             interactionUi, self.say, self.run, self.review.refresh, self._takeMeasures
         )
+        self.guidance = GuidanceSection(
+            ui, lambda: logic.channel, self._prepare, self._setBusy, self.say, self._fail, self.updateApply
+        )
+        self.features = FeaturesSection(
+            ui, self.models, lambda: self.interaction.session, self._resultNode, self._setBusy, self.say, self._fail,
+            self._showFeatures, lambda: self._prepare(self.run),
+        )  # fmt: skip
         self.tools = ToolButtons(ui, self._resultNode, lambda: logic.channel, self.say, self.interaction.update)
         self._delay = qt.QTimer()
         self._delay.setSingleShot(True)
@@ -52,7 +62,6 @@ class Panel:
         ui.stopHereButton.connect("clicked(bool)", self._onStopHere)
         ui.keepFilesCheckBox.connect("toggled(bool)", self._onKeepFiles)
         ui.previewCheckBox.connect("toggled(bool)", self._onPreview)
-        ui.carrySelector.connect("checkedNodesChanged()", self._onCarry)
         self.device = DeviceLine(ui, lambda: logic.channel, lambda: self._parameters)
 
     #
@@ -70,8 +79,9 @@ class Panel:
         self.models.setParameters(node)
         self.interaction.setParameters(node)
         self.tools.setParameters(node)
+        self.features.setParameters(node)
+        self.guidance.setParameters(node)
         if node is not None:
-            self._showCarried()
             self.update()
 
     def chooseDefaults(self) -> None:
@@ -99,11 +109,14 @@ class Panel:
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
             self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
+            self.ui.encoderWeightSpinBox.enabled = parameters.has_weight(node)
             self.models.followParameters()
+            self.guidance.update()
             self.updateApply()
             self.review.update()
             self.interaction.followParameters()
             self.tools.update()
+            self.features.update()
         finally:
             self._updating = False
         if parameters.tuning_of(node) != self._tuning and node.reoptimize and self._canReoptimize():
@@ -112,19 +125,7 @@ class Panel:
     def missing(self) -> tuple[str, str]:
         """What hinders a start: the short text of the button and the sentence of its tooltip; empty when nothing."""
         node = self._parameters
-        if node is None:
-            return _("Apply"), ""
-        if not node.fixedVolume:
-            return _("Choose a fixed volume"), _("Choose the volume that stays where it is.")
-        if not node.movingVolume:
-            return _("Choose a moving volume"), _("Choose the volume that is to be moved.")
-        if not (node.makeTransform or node.makeVolume):
-            return _("Choose an output"), _("Tick transform, volume or both under Outputs.")
-        try:
-            parameters.request_of(node, tuple(self._carried())).check()
-        except FoundationRegError as error:
-            return _("Cannot start yet"), str(error)
-        return "", ""
+        return parameters.missing_of(node, self.guidance.carried()) if node is not None else (_("Apply"), "")
 
     def updateApply(self) -> None:
         """The text and the state of the Apply button."""
@@ -153,6 +154,10 @@ class Panel:
         if self._busy:
             self.cancel()
             return
+        self._prepare(self.run)
+
+    def _prepare(self, then: Callable[[], None]) -> None:
+        """Get what is missing, after asking, and do ``then``."""
         try:
             self._install()
             missing = self.models.settle()
@@ -162,10 +167,10 @@ class Panel:
         if missing is None or self._parameters is None:
             return
         if not missing:
-            self.run()
+            then()
         elif self.models.confirmDownload(missing):
             self._setBusy(True)
-            self.models.download(missing, self._afterDownload)
+            self.models.download(missing, lambda error: self._afterDownload(error, then))
 
     def _install(self) -> None:
         """Install what is missing. Slicer lets Qt work meanwhile (slicer/util.py, logProcessOutput), so that buttons
@@ -178,18 +183,18 @@ class Panel:
             self._installing = False
             self.updateApply()
 
-    def _afterDownload(self, error: Exception | None) -> None:
+    def _afterDownload(self, error: Exception | None, then: Callable[[], None]) -> None:
         self._setBusy(False)
         if error is not None:
             self._fail(error)
         elif self._parameters is not None:
-            self.run()
+            then()
 
     def run(self) -> None:
         """Start the registration that the parameters describe; tells the user when that cannot be."""
         node = self._parameters
         try:
-            request = parameters.request_of(node, tuple(self._carried()))
+            request = parameters.request_of(node, self.guidance.carried())
             self._setBusy(True)
             self.say(_("Sending the volumes..."))
             self._tuning = parameters.tuning_of(node)
@@ -208,8 +213,11 @@ class Panel:
         self._again = False
         if self._job is not None and self._job.running:
             self._job.cancel()
+        elif self._busy and self.features.cancel():
+            self.say(_("Stopping..."))
         elif self._busy:
             self._logic.channel.kill()
+            self.guidance.forget()
             self.models.downloading = False
             self._setBusy(False)
             self.say(_("Cancelled."))
@@ -261,6 +269,7 @@ class Panel:
             node.outputTransform = result.transformNode
         if result.volumeNode is not None:
             node.outputVolume = result.volumeNode
+        self.guidance.takeMasks(result.boxMaskNodes)
         owner = result.transformNode or result.volumeNode
         self.ui.reviewCollapsibleButton.collapsed = False
         self.review.setOwner(owner, show=True, fit=first)
@@ -279,9 +288,14 @@ class Panel:
             return
         self.review.showMeasures()
         self.interaction.update()
+        self.features.update()
         self.tools.update()
         if result.warnings:
             self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
+
+    def _showFeatures(self, encoder: str) -> None:
+        self.review.showFeatures(encoder)
+        self.interaction.update()
 
     def _resultNode(self):
         """The node with the result that is reviewed, or None."""
@@ -338,7 +352,7 @@ class Panel:
         return known and self._logic.channel.process.alive
 
     def _reoptimize(self) -> None:
-        """Smoothness or masks were changed after a run: compute again from what the worker remembers."""
+        """Smoothness, weight or masks were changed after a run: compute again from what the worker remembers."""
         node = self._parameters
         if node is None or parameters.tuning_of(node) == self._tuning:
             return
@@ -355,22 +369,6 @@ class Panel:
     def _onEncoder(self, index: int) -> None:
         if self._parameters is not None and not self._updating and index >= 0:
             self.models.choose(self.ui.encoderComboBox.itemData(index))
-
-    def _carried(self) -> list:
-        return [node for node in self._parameters.carried if node is not None]
-
-    def _onCarry(self) -> None:
-        if self._parameters is not None and not self._updating:
-            self._parameters.carried = list(self.ui.carrySelector.checkedNodes())
-
-    def _showCarried(self) -> None:
-        self._updating = True
-        wanted = self._carried()
-        selector = self.ui.carrySelector
-        for index in range(selector.nodeCount()):
-            node = selector.nodeFromIndex(index)
-            selector.setCheckState(node, qt.Qt.Checked if node in wanted else qt.Qt.Unchecked)
-        self._updating = False
 
     #
     # Texts
@@ -394,6 +392,7 @@ class Panel:
         """The widget goes away: end the worker and let go of the scene."""
         self._delay.stop()
         self._parameters = None
+        self.guidance.setParameters(None)
         self.review.setParameters(None)
         self.interaction.setParameters(None)
         self._logic.channel.close()

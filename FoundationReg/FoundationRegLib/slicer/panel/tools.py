@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from ..scene import results
 from ..scene.handles import place_by_hand
 
-SWAPPED = ("Volume", "Mask", "Labels", "Landmarks", "Intensity")
+SWAPPED = ("Volume", "Mask", "Labels", "Landmarks", "Box", "BoxMask", "Intensity")
 
 
 class ToolButtons:

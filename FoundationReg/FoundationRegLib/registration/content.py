@@ -1,0 +1,44 @@
+"""What images and transforms hold, as a hash to keep results by."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..images.conversion import grid_of
+
+
+def content_hash(*values: Any) -> str:
+    """Hash of images, transforms and points."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, sitk.Image):
+            digest.update(_image_content(value))
+        elif isinstance(value, sitk.Transform):
+            digest.update(_transform_content(value))
+        elif isinstance(value, np.ndarray):
+            digest.update(value.tobytes())
+        elif value is not None:
+            raise TypeError(f"{type(value).__name__} has no content")
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _image_content(image: sitk.Image) -> bytes:
+    geometry = repr((image.GetSize(), image.GetPixelIDValue())).encode() + grid_of(image).affine.tobytes()
+    return geometry + np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()
+
+
+def _transform_content(transform: sitk.Transform) -> bytes:
+    """All that decides where ``transform`` takes points: of a field also where its nodes lie."""
+    kind = transform.GetName()
+    if kind == "CompositeTransform":
+        composite = sitk.CompositeTransform(transform)
+        parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
+        return b"(" + b"|".join(_transform_content(part) for part in parts) + b")"
+    if kind == "DisplacementFieldTransform":
+        return _image_content(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
+    return repr((kind, transform.GetParameters(), transform.GetFixedParameters())).encode()
