@@ -135,3 +135,12 @@ def test_default_spacing_is_the_finest_until_there_are_too_many_voxels():
     large = make_grid((500, 512, 512), (1.0, 0.7, 0.7))
     spacing = preprocessing.default_spacing(large, voxels=1_000_000)
     assert np.prod(large.extent / spacing) == pytest.approx(1_000_000, rel=0.01)
+
+
+def test_default_spacing_counts_the_voxels_around_the_body():
+    large, body = make_grid((500, 512, 512), (1.0, 0.7, 0.7)), np.zeros((500, 512, 512), bool)
+    body[100:200, 50:150, 300:400] = True
+    # 100 x 70 x 70 mm hold a million voxels of 0.79 mm; the whole frame holds as many of 4 mm.
+    assert preprocessing.default_spacing(large, 1_000_000, body) == pytest.approx(0.49 ** (1 / 3), rel=1e-3)
+    assert preprocessing.default_spacing(large, 2_000_000, body) == 0.7
+    assert preprocessing.default_spacing(large, 1_000_000, body & False) > 4

@@ -20,11 +20,11 @@ TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
 POINT_FILES = (".csv", ".fcsv", ".json")
 
 
-GUIDES = (
+READ = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
-    *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
-    *("fixed_box", "moving_box"),
+    *("fixed_labels", "moving_labels", "fixed_points", "moving_points"),
 )
+GUIDES = ("guide_with_labels", "guide_with_points", "fixed_box", "moving_box")
 
 
 def register(args: argparse.Namespace) -> None:
@@ -54,11 +54,17 @@ def register(args: argparse.Namespace) -> None:
     with Outputs(*folders) as outputs:
         with progress_bar(args.quiet) as progress:
             from ..images import reading, writing
-            from ..registration import pipeline
+            from ..registration import ahead
 
+            given = {name: getattr(args, name) for name in ("fixed", "moving", *READ)}
+            all_read = ahead.begin(settings, **given)
+            try:
+                from ..registration import pipeline  # loads torch
+            finally:
+                begun = all_read()
             with progress.stage("register", 0.95):
                 guides = {name: getattr(args, name) for name in GUIDES}
-                result = pipeline.register(args.fixed, args.moving, settings, progress=progress, **guides)
+                result = pipeline.register(**given, **guides, settings=settings, progress=progress, begun=begun)
             if args.features:
                 with progress.stage("show features", 0.3):
                     show_features(result, args.features, progress)

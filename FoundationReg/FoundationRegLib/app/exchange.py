@@ -130,5 +130,6 @@ def save_correction(correction, folder: Path) -> dict:
         "transform": save_image(path, correction.transform.GetDisplacementField()),
         "residuals": list(correction.residuals),
         "conflicts": list(correction.conflicts),
+        "remarks": list(correction.remarks),
         "regions": len(correction.regions),
     }

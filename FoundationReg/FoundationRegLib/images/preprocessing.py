@@ -148,10 +148,23 @@ def _shrunk(mask: np.ndarray, distance: float, spacing: np.ndarray) -> np.ndarra
 MOST_VOXELS = 4_000_000
 
 
-def default_spacing(fixed: sitk.Image | Grid, voxels: int = MOST_VOXELS) -> float:
-    """Isotropic working spacing in mm: the fixed image's finest, or coarser so that it has ``voxels`` at most."""
+def default_spacing(fixed: sitk.Image | Grid, voxels: int = MOST_VOXELS, foreground: np.ndarray | None = None) -> float:
+    """Isotropic working spacing in mm: the fixed image's finest, or coarser so that there are ``voxels`` at most.
+
+    Where ``foreground`` (D, H, W) on the voxels of ``fixed`` is given, those of the box around it count only: a head in
+    a wide empty frame is not seen more coarsely than the same head in a narrow one.
+    """
     grid = grid_of(fixed) if isinstance(fixed, sitk.Image) else fixed
-    return float(max(grid.spacing.min(), np.cbrt(np.prod(grid.extent) / voxels)))
+    first, last = _box(grid, foreground)
+    return float(max(grid.spacing.min(), np.cbrt(np.prod((last - first) * grid.spacing) / voxels)))
+
+
+def _box(grid: Grid, foreground: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel (z, y, x) of the box around ``foreground`` and the one after its last; of all where there is none."""
+    if foreground is None or not foreground.any():
+        return np.zeros(3, int), np.array(grid.shape)
+    box = ndimage.find_objects(foreground.astype(np.uint8))[0]
+    return np.array([s.start for s in box]), np.array([s.stop for s in box])
 
 
 def working_grid(
@@ -163,10 +176,7 @@ def working_grid(
     reach further than ``margin_mm`` beyond the image.
     """
     grid = grid_of(fixed) if isinstance(fixed, sitk.Image) else fixed
-    first, last = np.zeros(3, int), np.array(grid.shape)
-    if foreground is not None and foreground.any():
-        box = ndimage.find_objects(foreground.astype(np.uint8))[0]
-        first, last = np.array([s.start for s in box]), np.array([s.stop for s in box])
+    first, last = _box(grid, foreground)
     margin = margin_mm / grid.spacing
     low, high = first - margin, last + margin
     shape = np.maximum(1, np.ceil((high - low) * grid.spacing / spacing_mm - 1e-4)).astype(int)

@@ -109,6 +109,7 @@ class Panel:
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
             self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
+            self.ui.encoderWeightSpinBox.enabled = parameters.has_weight(node)
             self.models.followParameters()
             self.guidance.update()
             self.updateApply()
@@ -351,7 +352,7 @@ class Panel:
         return known and self._logic.channel.process.alive
 
     def _reoptimize(self) -> None:
-        """Smoothness or masks were changed after a run: compute again from what the worker remembers."""
+        """Smoothness, weight or masks were changed after a run: compute again from what the worker remembers."""
         node = self._parameters
         if node is None or parameters.tuning_of(node) == self._tuning:
             return
