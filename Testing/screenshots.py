@@ -20,9 +20,9 @@ import Workbench  # noqa: E402
 
 # Points of the fixed brain, LPS mm: the wall of a ventricle, and a gyrus that is corrected.
 PROBED, CORRECTED = (14.0, 20.0, 24.0), (-38.0, 20.0, 40.0)
-# Opposite corners of boxes around both brains, LPS mm.
-BRAIN = ((-71.0, -72.0, -50.0), (71.0, 106.0, 78.0))
-OTHER_BRAIN = ((-88.0, -93.0, -38.0), (60.0, 107.0, 48.0))
+# Opposite corners of boxes around the lateral ventricles, LPS mm.
+VENTRICLES = ((-29.0, -22.0, 2.0), (29.0, 48.0, 30.0))
+OTHER_VENTRICLES = ((-28.0, -40.0, -4.0), (24.0, 50.0, 27.0))
 
 
 def main() -> int:
@@ -83,14 +83,14 @@ class Photographer:
         self.ui.inputsCollapsibleButton.collapsed = False
 
     def boxes(self) -> None:
-        """Boxes around both brains, and what MedSAM-Lite finds in them; not without its weights."""
+        """Boxes around the ventricles, and what MedSAM-Lite finds in them; not without its weights."""
         import slicer
         from FoundationRegLib.slicer.panel.availability import Availability, encoder
 
         if encoder("medsam-lite").availability != Availability.READY:
             return
         made = []
-        for side, low, high in (("fixed", *BRAIN), ("moving", *OTHER_BRAIN)):
+        for side, low, high in (("fixed", *VENTRICLES), ("moving", *OTHER_VENTRICLES)):
             self.panel.guidance.draw(side)
             made.append(getattr(self.parameters, f"{side}Box"))
             for corner in (low, high):
@@ -122,7 +122,7 @@ class Photographer:
         import slicer
 
         node, manager = self.parameters, slicer.app.layoutManager()
-        shown = (("Red", node.fixedVolume, BRAIN), ("Yellow", node.movingVolume, OTHER_BRAIN))
+        shown = (("Red", node.fixedVolume, VENTRICLES), ("Yellow", node.movingVolume, OTHER_VENTRICLES))
         for number, (name, volume, corners) in enumerate(shown):
             widget = manager.sliceWidget(name)
             view = slicer.util.getNode(f"vtkMRMLSliceNode{name}")
