@@ -118,6 +118,7 @@ class FoundationRegParameterNode:
     preset: str = "default"
     encoder: str = ""
     combineMind: bool = True
+    encoderWeight: Annotated[float, WithinRange(0.01, 10)] = 1.0
     smoothness: Annotated[float, WithinRange(0.1, 10)] = DEFAULTS.smoothness
 
     makeTransform: bool = True
@@ -202,6 +203,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self.panel = None
         self.cohort = None
+        self.sequence = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._parameterNodeObserver = None
@@ -210,6 +212,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Called when the user opens the module the first time and the widget is initialized."""
         from FoundationRegLib.slicer.panel.cohort_section import CohortSection
         from FoundationRegLib.slicer.panel.panel import Panel
+        from FoundationRegLib.slicer.panel.sequence_section import SequenceSection
 
         ScriptedLoadableModuleWidget.setup(self)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/FoundationReg.ui"))
@@ -226,6 +229,10 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         cohortWidget = slicer.util.loadUI(self.resourcePath("UI/Cohort.ui"))
         self.layout.addWidget(cohortWidget)
         self.cohort = CohortSection(slicer.util.childWidgetVariables(cohortWidget), lambda: self._parameterNode)
+        sequenceWidget = slicer.util.loadUI(self.resourcePath("UI/Sequence.ui"))
+        self.layout.addWidget(sequenceWidget)
+        sequenceWidget.setMRMLScene(slicer.mrmlScene)
+        self.sequence = SequenceSection(slicer.util.childWidgetVariables(sequenceWidget), lambda: self._parameterNode)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -238,6 +245,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.panel is not None:
             self.setParameterNode(None)
             self.cohort.close()
+            self.sequence.close()
             self.panel.close()
 
     def enter(self) -> None:
@@ -252,6 +260,7 @@ class FoundationRegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneStartClose(self, caller, event) -> None:
         """Called just before the scene is closed."""
+        self.sequence.close()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event) -> None:

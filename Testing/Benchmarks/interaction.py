@@ -12,7 +12,9 @@ full run        until the transform is there; measuring follows
 time left       what was said after a quarter of the run, over what it then took
 probe           one question; the first one prepares what the others share
 correction      preview and full result, mean of five at random places, 5 mm wrong
-settings        preview and full result after another smoothness, and after a mask
+region          registered once more on a finer grid
+settings        preview and full result after another smoothness, after another weight of the encoder beside MIND (with
+                encoders besides MIND only), and after a mask; each from the features that are still there
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def measured(shape: tuple[int, int, int], encoders: str, threads: int) -> list[d
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     settings = Settings.from_preset(encoders=encoders, threads=threads)
     fixed, moving = synthetic_pair(shape)
-    rows, cache = [], Cache()
+    rows, cache, full = [], Cache(), []
 
     def note(what: str, began: tuple[float, float], text: str = "") -> None:
         now = clocks()
@@ -113,6 +115,9 @@ def measured(shape: tuple[int, int, int], encoders: str, threads: int) -> list[d
             on_found=lambda _: (found.append(time.perf_counter()), note(f"{title}: transform", began)), **options,
         )  # fmt: skip
         note(f"{title}: measured too", began)
+        if title != "full run":
+            rows[-1]["note"] = f"{rows[-1]['seconds'] / full[0]:.2f} of the full run" if full else ""
+        full.append(rows[-1]["seconds"])
         return result, [(at - began[0], event.seconds_left) for at, event in events], time.perf_counter() - began[0]
 
     small = synthetic_pair((32, 40, 40))
@@ -135,7 +140,15 @@ def measured(shape: tuple[int, int, int], encoders: str, threads: int) -> list[d
         began = clocks()
         made = corrections.add(place, goal, on_preview=lambda _, began=began: note("correction: preview", began))
         note("correction: full", began, f"misses by {made.residuals[-1]:.2f} mm")
+    began = clocks()
+    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    corners = half + signs * np.maximum(0.25 * half, 12.0)
+    corrections.refine_here(corners)
+    note("region of a quarter of each side", began)
     run("other smoothness", settings.replace(smoothness=2.0))
+    if any(name != "mind" for name, _ in settings.encoders):
+        heavier = [(name, weight if name == "mind" else 2 * weight) for name, weight in settings.encoders]
+        run("other weight", settings.replace(encoders=heavier))
     mask = sitk.GetImageFromArray((sitk.GetArrayFromImage(fixed) > 150).astype(np.uint8))
     mask.CopyInformation(fixed)
     run("mask", settings, fixed_mask=mask)

@@ -131,16 +131,22 @@ def anatomy(case: str) -> str:
 
 def measured(case, condition: str) -> list[dict]:
     """Rows of one pair: candidate, evidence and error."""
-    from FoundationRegLib.registration import linear
     from FoundationRegLib.registration.pipeline import register
-    from FoundationRegLib.registration.trust import Witness
     from FoundationRegLib.settings import Settings
 
     with every_stage_kept():
         result = register(case.fixed, case.moving, Settings.from_preset("fast"))
+    return described(case, condition, result.linear, result.transform)
+
+
+def described(case, condition: str, aligned, deformed) -> list[dict]:
+    """Rows of one pair, of which ``aligned`` came out of the linear stage and ``deformed`` out of all."""
+    from FoundationRegLib.registration import linear
+    from FoundationRegLib.registration.trust import Witness
+
     sides = linear.prepare(case.fixed), linear.prepare(case.moving)
     witness, made = Witness(*sides), []
-    for name, transform in candidates(case, result, *sides).items():
+    for name, transform in candidates(case, aligned, deformed, *sides).items():
         row = {"case": case.name, "condition": condition, "candidate": name}
         if name != "centroids":
             row |= {key: round(value, 5) for key, value in witness.evidence(transform).items()}
@@ -160,14 +166,14 @@ def every_stage_kept():
         yield
 
 
-def candidates(case, result, fixed, moving) -> dict:
+def candidates(case, aligned, deformed, fixed, moving) -> dict:
     import SimpleITK as sitk
 
     found = {
         "before": sitk.Transform(3, sitk.sitkIdentity),
         "geometry": sitk.TranslationTransform(3, (moving.center - fixed.center).tolist()),
-        "linear": result.linear,
-        "after": result.transform,
+        "linear": aligned,
+        "after": deformed,
     }
     middle, random = fixed.center_of_mass.tolist(), np.random.default_rng(0)
     mirror = sitk.AffineTransform(3)
@@ -179,7 +185,7 @@ def candidates(case, result, fixed, moving) -> dict:
         wrong[name] = sitk.VersorRigid3DTransform(
             axis.tolist(), float(np.deg2rad(degrees)), (mm * shift).tolist(), middle
         )
-    found |= {name: sitk.CompositeTransform([result.transform, motion]) for name, motion in wrong.items()}
+    found |= {name: sitk.CompositeTransform([deformed, motion]) for name, motion in wrong.items()}
     if case.fixed_labels is not None:
         found["centroids"] = sitk.TranslationTransform(3, centroids(case))
     return found

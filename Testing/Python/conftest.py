@@ -72,6 +72,12 @@ class Phantom:
         return self(points if move is None else move(points)).astype(np.float32)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is learnt about this computer stays with the tests, also in the processes that they start."""
+    os.environ["FOUNDATIONREG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def phantom() -> Phantom:
     return Phantom()

@@ -60,6 +60,24 @@ def voxels_in_boxes(images, boxes, settings=None, device=None, progress=None, si
     return tuple(masks)
 
 
+def regions_of(fixed, moving, settings):
+    """What a network sees: the lower half of each image is its first structure, a corner its second. As
+    brainchop-18 it does not believe itself in the moving image."""
+    from FoundationRegLib.registration.regions import RegionPair, Regions
+
+    sides = []
+    for image in (fixed, moving):
+        array = np.zeros(image.GetSize()[::-1], np.uint8)
+        array[: array.shape[0] // 2] = 1
+        array[-6:, -7:, -8:] = 2
+        labels = sitk.GetImageFromArray(array)
+        labels.CopyInformation(image)
+        sides.append(Regions(("spleen", "left kidney", "liver"), labels, 0.9))
+    if settings.anatomy == "brainchop-18":
+        sides[1] = Regions(sides[1].names, sides[1].labels, 0.3, "it finds none of its structures")
+    return RegionPair(settings.anatomy, "abc", *sides)
+
+
 def register(fixed, moving, settings=None, *, initial_transform=None, progress=None, cache=None, **others):
     """Answer a shift of ``smoothness`` mm along LPS x, composed with the initial transform."""
     action, shift = settings.seed, (settings.smoothness, 0.0, 0.0)
@@ -100,6 +118,8 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         )
     transform = sitk.DisplacementFieldTransform(sitk.Image(field))
     labels = others.get("moving_labels")
+    regions = regions_of(fixed, moving, settings) if settings.anatomy else None
+    predicted = [{"predicted_dice_per_structure": {"spleen": d}} if regions else {} for d in (0.4, 0.8)]
     boxed = others.get("fixed_box") is not None and others.get("moving_box") is not None
     rgb = {
         side: np.random.default_rng(0).integers(0, 255, (*grid.shape, 3), dtype=np.uint8)
@@ -111,7 +131,8 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         transform,
         sitk.TranslationTransform(3),
         sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0),
-        {"before": {"nmi": 1.05}, "after": {"nmi": 1.25, "folded_percent": 0.4 if action == FOLDED else 0.0}},
+        {"before": {"nmi": 1.05, **predicted[0]},
+         "after": {"nmi": 1.25, "folded_percent": 0.4 if action == FOLDED else 0.0, **predicted[1]}},
         {"settings": settings.to_dict(), "reused": reused, "initial": initial_transform is not None,
          "given": {key: summary(value) for key, value in others.items()}, "features": features},
         "No voxel is folded; points move by 3 mm on average.",
@@ -119,6 +140,8 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         features={"mind": rgb},
         feature_grid=grid,
         uncertainty=gradient(fixed),
+        regions=regions,
+        warnings=regions.warnings if regions else [],
         box_masks=voxels_in_boxes((fixed, moving), (others["fixed_box"], others["moving_box"])) if boxed else None,
         warped_labels=None if labels is None else sitk.Resample(labels, fixed, transform, sitk.sitkNearestNeighbor, 0),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Boxes: the decoder against the original, masks of a phantom from boxes, and boxes that cannot be."""
 
 import importlib.util
+import json
 import sys
 import types
 from dataclasses import replace
@@ -11,13 +12,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import make_grid, rotation
-from FoundationRegLib.app import cli
+from FoundationRegLib.app import cli, commands
 from FoundationRegLib.encoders.box_decoder import build_box_decoder
 from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.features.box_masks import box_mask
 from FoundationRegLib.images.conversion import image_from_array
 from FoundationRegLib.images.transforms import affine_matrix
-from FoundationRegLib.registration import boxes, pipeline
+from FoundationRegLib.registration import boxes, encoding, feature_review, pipeline
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.weights import store
 from FoundationRegLib.weights.catalogue import entry
@@ -168,7 +169,7 @@ def test_turned_boxes_start_from_their_centres_and_sizes():
     # The edges in another order: only where they lead counts.
     moving = corners_of(np.array([-7.0, 1, 2]), (np.diag([22.0, 27, 40]) @ turn.T)[[2, 0, 1]])
     start = boxes.box_start(fixed, moving)
-    np.testing.assert_allclose(np.diag(affine_matrix(start))[:3], (1.1, 0.9, 1.0), atol=1e-9)
+    np.testing.assert_allclose(np.diag(affine_matrix(start))[:3], np.power((1.1, 0.9, 1), 0.6), atol=1e-9)
     np.testing.assert_allclose(start.TransformPoint((3.0, 4.0, 5.0)), (-7, 1, 2), atol=1e-9)
 
 
@@ -222,11 +223,13 @@ def test_boxes_in_both_images_give_masks_and_the_start(without_weights):
 
 
 def test_the_start_brings_box_to_box():
+    """Centres meet; the sizes count in part, since hands err in them."""
     fixed, moving = np.array([[-10.0, 0, 5], [10, 30, 25]]), np.array([[40.0, -5, 0], [70, 25, 20]])
     start = boxes.box_start(fixed, moving)
-    np.testing.assert_allclose([start.TransformPoint(p.tolist()) for p in fixed], moving, atol=1e-9)
+    np.testing.assert_allclose(start.TransformPoint((0.0, 15, 15)), moving.mean(0), atol=1e-9)
+    np.testing.assert_allclose(np.diag(affine_matrix(start))[:3], (1.5**0.6, 1, 1), atol=1e-9)
     centres = boxes.box_start(fixed, moving, affine=False)
-    np.testing.assert_allclose(centres.TransformPoint((0.0, 15, 15)), moving.mean(0), atol=1e-9)
+    np.testing.assert_allclose(centres.TransformPoint((1.0, 14, 17)), np.add(moving.mean(0), (1, -1, 2)), atol=1e-9)
     wide = boxes.box_start(fixed, moving * 10)
     assert np.diag(affine_matrix(wide)).max() == pytest.approx(1.6), "no anatomy is ten times as large"
 
@@ -277,6 +280,7 @@ def test_masks_of_both_sides_need_no_weights(monkeypatch):
 def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weights, tmp_path, monkeypatch):
     """The egg lies 18 mm off and everything else in the images says that it does not."""
     monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    monkeypatch.setattr(commands, "require_encoders", lambda *_: None)
     shift = np.array([18.0, 0, 0])
     images, corners, _ = egg_pair(shift)
     command = ["register"]
@@ -292,3 +296,43 @@ def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weig
     assert boxes.overlap(masks["fixed"], masks["moving"], transform) > 0.8
     assert boxes.overlap(masks["fixed"], masks["moving"], sitk.Transform(3, sitk.sitkIdentity)) < 0.5
     np.testing.assert_allclose(transform.TransformPoint((0.0, 0.0, 0.0)), shift, atol=3.0)
+
+
+def test_features_are_shown_in_the_report_though_they_took_no_part(tmp_path, monkeypatch):
+    from box_worker import Textures
+
+    monkeypatch.setattr(commands, "require_encoders", lambda *_: None)
+    monkeypatch.setattr(encoding, "load_encoder", lambda *a, **k: Textures())
+    monkeypatch.setattr(feature_review, "require", lambda *a: None)
+    images, _, _ = egg_pair(np.array([6.0, 0, 0]))
+    for side, image in zip(("fixed", "moving"), images, strict=True):
+        sitk.WriteImage(image, str(tmp_path / f"{side}.nii.gz"))
+    command = ["register", *(str(tmp_path / f"{side}.nii.gz") for side in ("fixed", "moving"))]
+    for item in ("levels=2", "iterations=2", "search_range_mm=0", "affine=false"):
+        command += ["--set", item]
+    assert cli.main([*command, "-o", str(tmp_path / "plain")]) == 0
+    assert cli.main([*command, "--features", "medsam-lite", "-o", str(tmp_path / "shown")]) == 0
+    reports = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("plain", "shown")]
+    title = "The first three principal components"
+    assert title not in reports[0] and title in reports[1] and "medsam-lite" in reports[1]
+    fields = [sitk.ReadTransform(str(tmp_path / name / "transform.h5")) for name in ("plain", "shown")]
+    assert fields[0].TransformPoint((1.0, 2.0, 3.0)) == fields[1].TransformPoint((1.0, 2.0, 3.0))
+    record = json.loads((tmp_path / "shown" / "result.json").read_text(encoding="utf-8"))["record"]
+    assert record["weights_sha256_shown"] == {"medsam-lite": "none"} and "medsam-lite" not in record["weights_sha256"]
+    assert cli.main([*command, "--features", "medsam-lite", "--set", "deformable=false", "-o", str(tmp_path)]) == 2
+
+
+def test_an_encoder_that_was_shown_can_be_asked(monkeypatch):
+    from box_worker import Textures
+
+    monkeypatch.setattr(encoding, "load_encoder", lambda *a, **k: Textures())
+    monkeypatch.setattr(feature_review, "require", lambda *a: None)
+    images, _, _ = egg_pair(np.array([6.0, 0, 0]))
+    result = pipeline.register(*images, Settings(levels=(2,), iterations=2, search_range_mm=0))
+    with pytest.raises(InputError, match="were not encoded with 'medsam-lite'"):
+        result.correspondence((0.0, 0, 0), "medsam-lite")
+    result.show_features("medsam-lite")
+    assert set(result.features) == {"medsam-lite"} and result.feature_grid is not None
+    assert result.correspondence((0.0, 0, 0), "medsam-lite").encoder == "medsam-lite"
+    with pytest.raises(InputError, match="MIND has no features"):
+        result.show_features("mind")

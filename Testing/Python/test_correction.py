@@ -7,6 +7,7 @@ from conftest import make_grid
 from FoundationRegLib.errors import InputError
 from FoundationRegLib.evaluation import metrics
 from FoundationRegLib.images.conversion import image_from_array
+from FoundationRegLib.interaction.preference import preference
 from FoundationRegLib.numerics import local_flows
 from FoundationRegLib.numerics.fields import exponential
 from FoundationRegLib.registration.pipeline import register
@@ -118,6 +119,32 @@ def test_nothing_folds_after_fifty_random_corrections(registration):
     assert metrics.folded_percent(metrics.jacobian(made.transform, registration.fixed)) == 0
     for miss, note in zip(made.residuals, made.conflicts, strict=True):
         assert miss < 0.5 or note
+
+
+def test_a_long_correction_takes_more_room_and_says_so(registration):
+    corrections, place = registration.corrections(), np.array([-14.0, 3.0, 2.0])
+    made = corrections.add(place, through(registration.transform, place[None])[0] + (28.0, 0.0, 0.0))
+    assert made.remarks[0].startswith("It is 2") and "mm away move too" in made.remarks[0]
+    assert made.residuals[0] < 0.5 or made.conflicts[0]
+    assert local_flows.least_determinant(made.displacement, registration.workspace.spacing).min() > 0
+    stated = float(made.remarks[0].split("up to ")[1].split()[0])
+    points = body_points(3000, inside=1.3)
+    far = points[np.linalg.norm(points - place, axis=1) > stated + 1]
+    change = np.linalg.norm(through(made.transform, far) - through(registration.transform, far), axis=1)
+    assert len(far) and change.max() < 0.2
+    assert corrections.add((5.0, 0.0, 0.0), bend(np.array((5.0, 0.0, 0.0)))).remarks[1] == ""
+
+
+def test_the_images_are_asked_about_the_place_that_was_named(registration):
+    random = np.random.default_rng(5)
+    places = body_points(20, 3, 0.6)
+    right = [preference(registration.workspace, place, bend(place)) for place in places]
+    steps = random.normal(size=(20, 3))
+    steps *= 10 / np.linalg.norm(steps, axis=1, keepdims=True)
+    wrong = [preference(registration.workspace, p, bend(p) + s) for p, s in zip(places, steps, strict=True)]
+    assert max(one.doubt for one in right) < 0.3 and all(one.clear for one in right)
+    assert np.mean([one.doubt > 0.5 for one in wrong]) > 0.7
+    assert np.median([abs(one.distance_mm - 10) for one in wrong]) < 3
 
 
 def test_contradicting_pairs_are_marked(registration):

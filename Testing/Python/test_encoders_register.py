@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from FoundationRegLib.core.cache import Cache
+from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.encoders.loading import load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer
 from FoundationRegLib.errors import InputError
@@ -16,7 +17,7 @@ from FoundationRegLib.slicer.client.process import WorkerProcess
 from FoundationRegLib.weights import store, trust
 from FoundationRegLib.weights.catalogue import Entry, Weights, catalogue
 from test_encoders_own import Slices, Volumes, saved
-from test_registration import MIND, a_pair, error_mm, shifted
+from test_registration import MIND, SHIFT, a_pair, error_mm, shifted
 from test_worker import wait_for
 
 NETWORK = {"width": 48, "depth": 3, "heads": 3, "patch": 8, "table": 6}
@@ -69,6 +70,25 @@ def test_three_planes_are_encoded_and_change_what_is_found(pair):
     three = register(*pair, QUICK.replace(planes="axial,coronal,sagittal"))
     assert mean_difference(one, three) > 1
     assert not np.array_equal(*(sitk.GetArrayFromImage(found.warped) for found in (one, three)))
+
+
+def test_another_weight_is_searched_with_at_once(pair):
+    settings = QUICK.replace(encoders=[["small", 5.0], ["mind", 1.0]], search_range_mm=20.0)
+    cache = Cache()
+    register(*pair, settings, cache=cache)
+    stages, shown = [""], []
+    progress = Progress(lambda event: stages.append(event.stage), lambda made: shown.append((stages[-1], made)))
+    lighter = settings.replace(encoders=[["small", 0.01], ["mind", 1.0]])
+    register(*pair, lighter, cache=cache, progress=progress)
+    at_once = [made for stage, made in shown if stage == "align"]
+    assert [made.stage for made in at_once][:1] == ["search"], "before anything else is looked up"
+    # Against the shift that is known; a node of the search is 8 mm wide.
+    misses = []
+    for made in at_once:
+        points = made.grid.points(np.moveaxis(np.indices(made.grid.shape), 0, -1))
+        body = np.linalg.norm(points, axis=-1) < 20
+        misses.append(np.linalg.norm(made.displacement[body] - SHIFT, axis=-1).mean())
+    assert misses[0] < 4 and misses[-1] < misses[0], misses
 
 
 def test_layers_normalisation_and_precision_are_those_of_the_settings(pair):

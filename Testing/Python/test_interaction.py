@@ -200,6 +200,8 @@ def test_ten_corrections_five_undone_are_the_same_after_saving_and_loading(bench
         np.testing.assert_allclose(field(registered), fields[8 - n], atol=1e-5)
     assert ui.pairsTable.rowCount == 5 and ui.redoButton.enabled
     pairs = registered.panel.interaction.pairs.for_worker()
+    points = np.random.default_rng(8).uniform(-22, 22, (200, 3))  # between the nodes, too
+    through = moved(registered._parameterNode.outputTransform, points)
     path = str(tmp_path / "corrected.mrb")
     assert slicer.util.saveScene(path)
     bench.process_events()
@@ -207,6 +209,7 @@ def test_ten_corrections_five_undone_are_the_same_after_saving_and_loading(bench
     slicer.util.loadScene(path)
     bench.process_events()
     np.testing.assert_allclose(field(registered), fields[4], atol=1e-4)
+    np.testing.assert_allclose(moved(registered._parameterNode.outputTransform, points), through, atol=0.01)
     section = registered.panel.interaction
     loaded_pairs = section.pairs.for_worker()
     for a, b in zip(loaded_pairs, pairs, strict=True):

@@ -153,6 +153,26 @@ def test_an_encoder_is_combined_with_mind_when_wanted(panel, bench):
     assert ui.encoderStateLabel.text == "Ready."
 
 
+def test_the_weight_of_the_encoder_is_the_users_and_computed_again_when_changed(panel, bench):
+    from FoundationRegLib.slicer.panel import parameters
+
+    ui, node = panel.ui, panel._parameterNode
+    assert not ui.encoderWeightSpinBox.enabled, "the default preset has MIND alone"
+    ui.presetComboBox.currentIndex = ui.presetComboBox.findData("foundation")
+    bench.process_events()
+    assert ui.encoderWeightSpinBox.enabled and ui.encoderWeightSpinBox.value == 0.15
+    assert parameters.encoders_of(node) == []
+    before = parameters.tuning_of(node)
+    ui.encoderWeightSpinBox.value = 0.4
+    assert parameters.settings_of(node).encoders == (("medsam-lite", 0.4), ("mind", 1.0))
+    assert parameters.tuning_of(node) != before and "encoders" in parameters.changed_fields(node)
+    ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData("mind")
+    bench.process_events()
+    alone = parameters.tuning_of(node)
+    node.encoderWeight = 0.7
+    assert parameters.tuning_of(node) == alone and not ui.encoderWeightSpinBox.enabled
+
+
 # Scenes, console, samples, reload
 
 

@@ -187,3 +187,55 @@ def test_the_morph_goes_from_before_to_after_and_leaves_everything_as_it_was(ben
     with Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames > 1
     assert moving.GetParentTransformNode() is parent and slicer.mrmlScene.GetNumberOfNodes() == count
+
+
+class ScreenCaptureLogic:
+    """What a film needs of Slicer's, with its arguments (Modules/Scripted/ScreenCapture/ScreenCapture.py)."""
+
+    ffmpeg, calls = True, []
+
+    def isFfmpegPathValid(self):
+        return self.ffmpeg
+
+    def captureImageFromView(self, view, filename=None, transparentBackground=False, volumeNode=None):
+        from PIL import Image
+
+        assert view is None and isinstance(filename, str) and not transparentBackground and volumeNode is None
+        Image.new("RGB", (8, 6)).save(filename)
+
+    def createVideo(self, frameRate, extraOptions, outputDir, imageFileNamePattern, videoFileName):
+        import os
+
+        frames = 0
+        while os.path.isfile(os.path.join(outputDir, imageFileNamePattern % frames)):
+            frames += 1
+        self.calls.append((frameRate, frames))
+        if frames == 3:
+            raise ValueError("ffmpeg returned with error")
+        with open(os.path.join(outputDir, videoFileName), "wb") as file:
+            file.write(b"video")
+
+
+def test_screen_capture_makes_the_film_where_it_is_there(bench, panel, tmp_path, monkeypatch):
+    import sys
+    import types
+
+    from FoundationRegLib.slicer.scene.morph import Morph, can_make_video, save_film
+    from PIL import Image
+
+    assert not can_make_video()
+    monkeypatch.setitem(sys.modules, "ScreenCapture", types.SimpleNamespace(ScreenCaptureLogic=ScreenCaptureLogic))
+    assert can_make_video()
+    morph = Morph(bent_result(panel, bench))
+    save_film(morph, tmp_path / "film.mp4", frames=4, milliseconds=100)
+    assert (tmp_path / "film.mp4").read_bytes() == b"video" and ScreenCaptureLogic.calls == [(10.0, 4)]
+    save_film(morph, tmp_path / "film.gif", frames=4)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.size == (8, 6), "its pictures, not ours"
+    with pytest.raises(OSError, match="ffmpeg returned"):
+        save_film(morph, tmp_path / "bad.mp4", frames=3)
+    monkeypatch.setattr(ScreenCaptureLogic, "ffmpeg", False)
+    with pytest.raises(OSError, match="needs ffmpeg"):
+        save_film(morph, tmp_path / "bad.mp4", frames=4)
+    assert not (tmp_path / "bad.mp4").exists()
+    morph.close()

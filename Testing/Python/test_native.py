@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from FoundationRegLib.native import build, kernels, library
-from FoundationRegLib.numerics import filters, search
+from FoundationRegLib.numerics import fields, filters, sampling, search
 from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair
+from FoundationRegLib.numerics.regularisation import Regulariser, solve
 from scipy import ndimage
 
 
@@ -119,6 +120,39 @@ def test_costs_and_choices_are_those_of_torch(variant, channels, shape, radius, 
     torch.testing.assert_close(cost, expected_cost, rtol=1e-4, atol=1e-4)
     # Two candidates may cost the same but for rounding.
     assert float(((field - expected_field).abs() > 1e-4).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 7), (1, 11, 7), (9, 11, 1), (1, 1, 1), (5, 3, 600)])
+def test_samples_and_warps_are_those_of_scipy(variant, shape, threads):
+    volume, displacement = smooth_noise(3, *shape), 4 * smooth_noise(3, *shape, seed=1)
+    spacing = (2.0, 1.0, 0.5)
+    places = np.indices(shape) + displacement.numpy() / np.array(spacing).reshape(3, 1, 1, 1)
+    expected = np.stack([ndimage.map_coordinates(c, places, order=1, mode="nearest") for c in volume.numpy()])
+    threads(2)
+    np.testing.assert_allclose(fields.warp(volume, displacement, spacing).numpy(), expected, atol=2e-4)
+    size = np.maximum(np.array(shape) - 1, 1).reshape(3, 1, 1, 1)
+    grid = torch.from_numpy(np.moveaxis(2 * places / size - 1, 0, -1)[..., ::-1].astype(np.float32))
+    np.testing.assert_allclose(sampling.sample_at(volume, grid).numpy(), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 14), (1, 9, 8), (3, 2, 1)])
+def test_flows_are_those_of_torch(variant, shape, threads):
+    """In as many squarings as the velocity asks for, and none."""
+    for factor in (0.0, 0.5, 6.0):
+        velocity = factor * smooth_noise(3, *shape, sigma=2.5)
+        for found, expected in both(lambda v=velocity: [fields.exponential(v, (2.0, 1.0, 1.5))], threads):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 30, 34), (9, 1, 6), (2, 3, 1)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_solution_is_that_of_torch(variant, shape, weighted, threads):
+    curvature, right = 0.1 * smooth_noise(6, *shape), smooth_noise(3, *shape, seed=1)
+    curvature[[0, 3, 5]] = curvature[[0, 3, 5]].abs() + 1
+    weight = 0.1 + smooth_noise(1, *shape, seed=2)[0].abs() if weighted else None
+    energy = Regulariser(0.5, 0.7, node_weight=weight)
+    for found, expected in both(lambda: [solve(curvature, right, energy)], threads):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_search_stops_when_it_is_told_to(variant):

@@ -1,8 +1,12 @@
 """The progress bar's arithmetic, and how a job is told to stop."""
 
+import json
+
 import pytest
+import torch
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled
+from FoundationRegLib.registration import pace
 
 
 def test_nested_stages_fill_the_bar_once():
@@ -77,3 +81,53 @@ def test_time_left_follows_the_forecast_and_the_pace_of_the_stages_so_far(monkey
             clock[0] += 15.0
             progress.update((step + 1) / 4, force=True)
             assert events[-1].seconds_left == pytest.approx(15.0 * (3 - step), abs=6.0)
+
+
+def test_parts_that_were_kept_from_before_are_left_out_with_their_stage(monkeypatch):
+    from FoundationRegLib.core import progress as module
+
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    events = []
+    progress = Progress(events.append)
+    progress.expect({"align/linear": 40.0, "align/check": 20.0, "refine/2": 10.0})
+    with progress.stage("align", 0.5):
+        assert events[-1].seconds_left == pytest.approx(70)
+    assert events[-1].seconds_left == pytest.approx(10)
+    with progress.stage("refine", 0.5), progress.stage("refine 3 mm", 1.0, "refine/2"):
+        clock[0] += 8.0
+        progress.update(0.3, force=True)
+        assert events[-1].seconds_left == pytest.approx(2.0), "iterations may end before the last one"
+    assert events[-1].seconds_left == pytest.approx(0) and progress.measured() == {"refine/2": 8.0}
+
+
+def test_the_pace_of_this_computer_is_learnt_and_a_broken_file_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path / "cache"))
+    cpu, expected = torch.device("cpu"), {"align/check": 10.0, "search": 1.0, "output": 5.0}
+    assert pace.Pace(cpu).foreseen(expected) == expected
+    pace.Pace(cpu).learn(expected, {"align/check": 5.0, "search": 2.0, "unknown": 9.0})
+    first = pace.Pace(cpu).foreseen(expected)
+    assert first == pytest.approx({"align/check": 5.0, "search": 2.0, "output": 5.0}), "its mean pace for the new one"
+    pace.Pace(cpu).learn(expected, {"align/check": 1.25})
+    assert pace.Pace(cpu).foreseen(expected)["align/check"] == pytest.approx(2.5)
+    assert pace.Pace(torch.device("cuda")).foreseen(expected) == expected
+    (file,) = (tmp_path / "cache").iterdir()
+    for broken in ("[1]", "{", json.dumps({"cpu": {"search": "x"}}), json.dumps({"cpu": 3})):
+        file.write_text(broken)
+        assert pace.Pace(cpu).foreseen(expected) == expected
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(file / "inside"))
+    pace.Pace(cpu).learn(expected, {"search": 2.0})  # cannot be kept, and nobody is bothered
+
+
+def test_the_stages_that_register_names_are_those_foreseen(pair, tmp_path, monkeypatch):
+    from FoundationRegLib.registration import pipeline
+    from FoundationRegLib.settings import Settings
+
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path))
+    settings = Settings.from_dict({"encoders": [["mind", 1.0]], "levels": [4, 2], "iterations": 2})
+    progress = Progress()
+    pipeline.register(pair / "fixed.nii.gz", pair / "moving.nii.gz", settings, progress=progress)
+    (kind,) = json.loads((tmp_path / "pace.json").read_text()).values()
+    stages = {"align/start", "align/linear", "align/check", "prepare", "search", "refine/4", "refine/2", "output"}
+    assert set(progress._expected) == stages and set(progress._done) == stages
+    assert {"align/check", "output"} <= set(kind) <= stages

@@ -245,6 +245,27 @@ def test_a_wide_neighbourhood_is_as_good_on_blocks():
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
 
 
+def test_what_is_not_seen_does_not_count_in_a_neighbourhood():
+    """An image cut short is normalised as normalised convolution by scipy does it, and nothing like a dark one."""
+    image = torch.from_numpy(2 + texture(channels=1, shape=(40, 44, 48))[0])
+    seen = torch.ones_like(image)
+    seen[:18] = 0
+
+    def local(values):
+        return ndimage.gaussian_filter((seen * values).numpy(), 8.0, mode="nearest")
+
+    share = local(torch.ones_like(image)).clip(1e-3)
+    mean = local(image) / share
+    spread = local(image.square()) / share - mean**2
+    inside = seen.numpy() > 0
+    expected = (image.numpy() - mean) / np.sqrt(spread + 0.1 * spread[inside].mean())
+    found = filters.local_normalised(image * seen, 8.0, seen)[0].numpy()
+    dark = filters.local_normalised(image * seen, 8.0)[0].numpy()
+    errors = [np.abs(values - expected)[inside].mean() for values in (found, dark)]
+    assert errors[0] < 0.2 * errors[1] and np.corrcoef(found[inside], expected[inside])[0, 1] > 0.99
+    assert not found[~inside].any()
+
+
 def violent_pair():
     """Two textures that have nothing to do with each other: whatever fits one to the other tears."""
     return FeaturePair(*(torch.from_numpy(texture(seed=seed, shape=SMALL)) for seed in (1, 50)))

@@ -125,10 +125,10 @@ class Judge:
 def judged(monkeypatch):
     monkeypatch.setattr(trust, "failure_score", lambda evidence: evidence["is"])
 
-    def choose(after, linear, before, supported=True, guided=False, covered=1.0):
+    def choose(after, linear, before, guided=False, covered=1.0, **facts):
         names = {"after": "after", "linear": "linear", "before": "before"}
         judge = Judge({"after": after, "linear": linear, "before": before}, covered)
-        return trust.choose(names, {"witness": judge} | ({} if supported else {"rest": "before"}), guided)
+        return trust.choose(names, {"witness": judge, **facts}, guided)
 
     return choose
 
@@ -140,6 +140,12 @@ def test_what_is_worse_than_its_start_is_not_the_result(judged):
     assert judged(0.9, 0.8, 0.2).kept == "before"
     assert judged(0.9, 0.8, 0.2, guided=True).kept == "after"
     assert judged(0.9, 0.8, 0.2, covered=0.0).kept == "after"
-    assert judged(0.98, 0.97, 0.97, supported=False).kept == "before"
+    assert judged(0.98, 0.97, 0.97, rest="before").kept == "before"
     found = judged(0.9, 0.8, 0.2)
-    assert found.score == 0.2 and "looked worse than the start" in trust.warnings_of(found)[0]
+    assert found.score == 0.2 and "you get the start instead" in trust.warnings_of(found)[0]
+
+
+def test_boxes_are_not_undone_and_bend_nothing_that_nothing_speaks_for(judged):
+    assert judged(0.9, 0.3, 0.2, boxed=True).kept == "after"
+    assert judged(0.9, 0.95, 0.2, boxed=True, rest="linear").kept == "linear"
+    assert judged(0.9, 0.95, 0.2, boxed=True, rest="linear", guided=True).kept == "after"

@@ -6,7 +6,7 @@ import argparse
 
 from .subcommands import add_subcommand
 
-KEEP = ("all", "transform", "scores")
+KEEP = ("all", "images", "transform", "scores")
 _SIDES = ("fixed", "moving")
 
 
@@ -105,7 +105,10 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, or its scheduler file")
     group.add_argument("--slurm", metavar="FILE", help="start workers as Slurm jobs with the options in this file")
     group.add_argument(
-        "--keep", choices=KEEP, default="all", help="files of each result: all, the transform, or scores alone"
+        "--keep",
+        choices=KEEP,
+        default="all",
+        help="files of each result: all, the transform and the warped image, the transform, or scores alone",
     )
     group.add_argument(
         "--features", type=float, default=10.0, metavar="GB", help="disk for features that pairs share; 0: none"

@@ -48,7 +48,7 @@ def sequence(args: argparse.Namespace) -> None:
     frames.require_frame(args.frame)
     args.preset, args.encoder = [args.preset], [args.encoder] if args.encoder else None
     if args.keep == "scores":
-        raise InputError("A sequence is put together from its results; --keep must be all or transform.")
+        raise InputError("A sequence is put together from its results; --keep must not be scores.")
     variants = variants_of(args)
     pairs = frames.pairs(Path(args.output), args.frame, args.fixed_mask)
     outcome = run(args, pairs, variants)

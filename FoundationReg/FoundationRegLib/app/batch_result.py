@@ -16,7 +16,7 @@ from ..core.progress import Progress
 from ..images.conversion import grid_of
 from ..images.preprocessing import foreground_mask, intensity_kind
 from ..images.reading import read_image, read_transform
-from ..images.writing import write_transform
+from ..images.writing import write_image, write_transform
 from ..registration.pipeline import register
 from ..reporting import views
 from ..settings import Settings
@@ -63,8 +63,10 @@ def register_into(
 def write_files(result, files: dict[str, str], folder: Path, keep: str, initial, progress: Progress) -> None:
     """The picture of every result, and what else is kept of it."""
     (folder / PICTURE).write_bytes(_jpeg(picture(result, initial)))
-    if keep == "transform":
+    if keep in ("transform", "images"):
         write_transform(result.transform, folder / "transform.h5")
+    if keep == "images":
+        write_image(result.warped, folder / "warped.nii.gz")
     elif keep == "all":
         write_results(result, files["fixed"], files["moving"], folder, _Inside(folder), progress, initial)
 

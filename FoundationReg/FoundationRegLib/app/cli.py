@@ -186,6 +186,13 @@ def _add_register(commands) -> None:
         help="anatomy network that names regions in both images, see `foundationreg encoders`, or the JSON file that "
         "describes your own",
     )
+    method.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="encoder whose features the report shows although it takes no part; repeatable",
+    )
     method.add_argument("--affine", action=argparse.BooleanOptionalAction, default=None, help="affine stage")
     method.add_argument("--rigid", action=argparse.BooleanOptionalAction, default=None, help="rigid stage")
     method.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")

@@ -20,11 +20,11 @@ TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
 POINT_FILES = (".csv", ".fcsv", ".json")
 
 
-GUIDES = (
+READ = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
-    *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "guide_with_labels", "guide_with_points"),
-    *("fixed_box", "moving_box"),
+    *("fixed_labels", "moving_labels", "fixed_points", "moving_points"),
 )
+GUIDES = ("guide_with_labels", "guide_with_points", "fixed_box", "moving_box")
 
 
 def register(args: argparse.Namespace) -> None:
@@ -44,7 +44,7 @@ def register(args: argparse.Namespace) -> None:
         raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
     require_separate_files(args, single_files, args.output)
     settings = chosen_settings(args)
-    require_encoders(settings, args.download, args.trust_model, args.quiet)
+    require_encoders(settings, args.download, args.trust_model, args.quiet, needed_besides(args, settings))
     folders = [Path(args.output)] if args.output else []
     folders += [parent_of(file) for file in single_files.values() if file]
 
@@ -54,11 +54,20 @@ def register(args: argparse.Namespace) -> None:
     with Outputs(*folders) as outputs:
         with progress_bar(args.quiet) as progress:
             from ..images import reading, writing
-            from ..registration import pipeline
+            from ..registration import ahead
 
+            given = {name: getattr(args, name) for name in ("fixed", "moving", *READ)}
+            all_read = ahead.begin(settings, **given)
+            try:
+                from ..registration import pipeline  # loads torch
+            finally:
+                begun = all_read()
             with progress.stage("register", 0.95):
                 guides = {name: getattr(args, name) for name in GUIDES}
-                result = pipeline.register(args.fixed, args.moving, settings, progress=progress, **guides)
+                result = pipeline.register(**given, **guides, settings=settings, progress=progress, begun=begun)
+            if args.features:
+                with progress.stage("show features", 0.3):
+                    show_features(result, args.features, progress)
             with progress.stage("write the results", 0.05):
                 if args.transform:
                     writing.write_transform(result.transform, outputs.path(args.transform))
@@ -72,6 +81,25 @@ def register(args: argparse.Namespace) -> None:
         places = outputs.places
     if not args.quiet:
         print_result(result, places)
+
+
+def needed_besides(args: argparse.Namespace, settings) -> list[str]:
+    """Encoders that only boxes or ``--features`` need. Raises `InputError` where features cannot be shown."""
+    if args.features and not settings.deformable:
+        raise InputError("--features needs the deformable stage; leave out deformable=false.")
+    return [*args.features, *(["medsam-lite"] if args.fixed_box else [])]
+
+
+def show_features(result, encoders: list[str], progress) -> None:
+    """Encode with each of ``encoders`` that took no part; say so where that cannot be."""
+    for name in encoders:
+        if name in result.features:
+            continue
+        if result.workspace is None:
+            result.warnings.append(f"The features of {name} are not shown, because the result is the untouched start.")
+            continue
+        with progress.stage(f"encode {name}", 1 / len(encoders)):
+            result.show_features(name, progress)
 
 
 def require_separate_files(args: argparse.Namespace, files: dict[str, str | None], folder: str | None = None) -> None:

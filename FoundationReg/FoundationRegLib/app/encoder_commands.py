@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError, WeightsError
 
 
-def require_encoders(settings, download: bool, trust_model: bool, quiet: bool = False) -> None:
+def require_encoders(
+    settings, download: bool, trust_model: bool, quiet: bool = False, also: Iterable[str] = ()
+) -> None:
     """Raise for an unknown encoder, for missing weights, unless ``download`` allows to fetch them now, and for a
-    program of the user's own that is not trusted."""
+    program of the user's own that is not trusted. ``also``: encoders that are needed besides those of ``settings``."""
     from ..encoders.anatomy_loading import own_description
     from ..weights import store
     from ..weights.catalogue import entry, own_model
 
-    names = [name for name, _ in settings.encoders]
+    names = list(dict.fromkeys([*(name for name, _ in settings.encoders), *also]))
     if settings.anatomy:
         if own := own_description(settings.anatomy):
             agree_to_run(own.file, trust_model)

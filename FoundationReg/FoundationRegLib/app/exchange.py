@@ -59,6 +59,16 @@ def save_pair(folder: Path, name: str, images) -> dict:
     }
 
 
+def save_regions(regions, folder: Path) -> dict:
+    """Write the believed sides of a `registration.regions.RegionPair`: labels, with the names of 1, 2, ..."""
+    answer = {"network": regions.network, "names": list(regions.fixed.names)}
+    for side in ("fixed", "moving"):
+        found = getattr(regions, side)
+        if not found.rejection:
+            answer[side] = save_image(folder / f"regions-{side}.npy", found.labels)
+    return answer
+
+
 def save_found(result, folder: Path) -> dict:
     """Write what a `registration.Registration` holds before it is measured, and say where it is."""
     from ..images.transforms import affine_matrix
@@ -83,6 +93,8 @@ def save_found(result, folder: Path) -> dict:
             answer[name] = save_image(folder / f"{name}.npy", image)
     if result.box_masks is not None:
         answer["box_masks"] = save_pair(folder, "box-mask", result.box_masks)
+    if result.regions is not None:
+        answer["regions"] = save_regions(result.regions, folder)
     if result.uncertainty is not None:
         answer["uncertainty"] = save_image(folder / "uncertainty.npy", result.uncertainty)
     for count, (encoder, pair) in enumerate(result.features.items()):
@@ -118,5 +130,6 @@ def save_correction(correction, folder: Path) -> dict:
         "transform": save_image(path, correction.transform.GetDisplacementField()),
         "residuals": list(correction.residuals),
         "conflicts": list(correction.conflicts),
+        "remarks": list(correction.remarks),
         "regions": len(correction.regions),
     }

@@ -40,6 +40,14 @@ class Session:
         return {**{name: getattr(found, name) for name in names},
                 "similarity": save_array(path, found.similarity, found.grid)}  # fmt: skip
 
+    def encode(self, encoder: str, progress) -> tuple[dict, Any]:
+        """Pictures of the features of an ``encoder`` that took no part, by side, and their grid; it can be asked from
+        then on."""
+        from ..registration.feature_review import encode_for_review
+
+        pictures, grid, _digest = encode_for_review(self.result._workspace(), encoder, progress)
+        return next(iter(pictures.values())), grid
+
     def correct(self, pairs: list[dict], progress, on_preview, regions: int = 0):
         """The `interaction.correction.Correction` by ``pairs`` and the first ``regions`` of the regions refined; the
         same one as before when they were given before."""

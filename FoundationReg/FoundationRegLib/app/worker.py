@@ -14,6 +14,7 @@ Requests ``{"id": 1, "command": ...}``:
         ``background``, ``type``), ``folder`` (where the result's arrays go).
     segment: ``fixed``, ``moving``, ``fixed_box``, ``moving_box``, ``settings``, ``folder``: what the boxes hold.
     probe: ``run`` (the id of the last register request), ``point`` (LPS), ``side``, ``encoder``: what it sees there.
+        encode: ``run``, ``encoder``: the features of one that took no part, which can be probed from then on.
         correct: ``run`` and ``pairs`` (``{"fixed", "moving", "active"}``, LPS): the transform that obeys them.
         refine: ``run`` and ``corners`` (n, 3): the box around them on a finer grid.
         measure: ``run``: the metrics of the transform as it is now. They need what the run left in memory.
@@ -47,6 +48,7 @@ from ..core.memory import is_out_of_memory
 from ..core.progress import Event, Preview, Progress
 from ..errors import Cancelled, Forgotten, FoundationRegError, InputError
 from ..settings import Settings
+from .device import describe_device
 from .exchange import (
     load_image,
     load_transform,
@@ -239,6 +241,13 @@ class Worker:
         path = Path(request.get("folder") or self.folder) / f"similarity-{time.monotonic_ns()}.npy"
         return self._kept(request).probe(request, path)
 
+    def _do_encode(self, request: dict) -> dict:
+        folder, encoder = Path(request.get("folder") or self.folder), _text(request, "encoder")
+        pictures, grid = self._kept(request).encode(encoder, self._progress(request["id"]))
+        name = f"features-{time.monotonic_ns()}"
+        arrays = {side: save_array(folder / f"{name}-{side}.npy", values, grid) for side, values in pictures.items()}
+        return {"encoder": encoder, "features": arrays}
+
     def _do_correct(self, request: dict) -> dict:
         folder, number = Path(request.get("folder") or self.folder), request["id"]
 
@@ -332,29 +341,6 @@ def _inputs(request: dict) -> dict[str, Any]:
         **{key: load_image(request[key]) for key in IMAGE_KEYS if request.get(key)},
         **arrays,
     }
-
-
-def describe_device(name: str = "auto") -> dict:
-    """What the panel's device line shows: torch's version, the device's name, its free memory in bytes, and which
-    compiled kernels the CPU uses."""
-    import torch
-
-    from ..native import library
-
-    answer = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu", "name": "CPU", "memory": None}
-    answer["threads"], answer["compiled_kernels"] = torch.get_num_threads(), library.in_use()
-    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
-        device = torch.device("cuda" if name == "auto" else name)
-        try:
-            torch.zeros(1, device=device)
-            free, _ = torch.cuda.mem_get_info(device)
-            answer.update(device=str(device), name=torch.cuda.get_device_name(device), memory=free)
-        except (RuntimeError, AssertionError) as error:
-            lines = str(error).strip().splitlines()
-            answer["problem"] = lines[0] if lines else type(error).__name__
-    elif name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
-        answer.update(device="mps", name="Apple GPU")
-    return answer
 
 
 def _plain(value):

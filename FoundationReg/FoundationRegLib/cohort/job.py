@@ -40,8 +40,9 @@ class Variant:
 class Options:
     """What holds for every pair of a run. ``produce``: ``module:function`` that makes a result, see `Produce`.
 
-    ``keep``: ``all`` files of a result, the ``transform`` or only the ``scores``. ``features_gb``: most that the
-    features on disk may take; 0 keeps none. ``memory_gb``: what a worker may use, for the sentence when it ended.
+    ``keep``: ``all`` files of a result, the transform and the warped image (``images``), the ``transform`` or only the
+    ``scores``. ``features_gb``: most that the features on disk may take; 0 keeps none. ``memory_gb``: what a worker may
+    use, for the sentence when it ended.
     """
 
     produce: str = REGISTER

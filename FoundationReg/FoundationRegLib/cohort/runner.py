@@ -184,7 +184,8 @@ def _finished_rows(pairs, variants, layout: Layout, options: Options) -> dict[tu
 
 def _has_files(place: Path, keep: str) -> bool:
     """Whether a result holds what is now to be kept; an earlier run may have kept less."""
-    needed = {"all": ("transform.h5", "warped.nii.gz"), "transform": ("transform.h5",), "scores": ()}[keep]
+    both = ("transform.h5", "warped.nii.gz")
+    needed = {"all": both, "images": both, "transform": ("transform.h5",), "scores": ()}[keep]
     return all((place / name).exists() for name in needed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ import numpy as np
 from ..errors import Cancelled
 from .grid import Grid
 
-# The forecast weighs as much as so many seconds of work; stages that take less than this share of it were skipped.
-_PRIOR_SECONDS, _SKIPPED = 3.0, 0.1
+# The forecast weighs as much as this share of the work; stages that take less than so much of theirs were skipped.
+_PRIOR_SHARE, _SKIPPED = 0.02, 0.02
+# So much of a stage's steps is taken to be left when its time is over.
+_LATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Progress:
         self._last_sent = -1.0
         self._expected: dict[str, float] = {}
         self._open: dict[str, tuple[float, float, float]] = {}
-        self._done: dict[str, float] = {}
+        self._done: dict[str, float] = {}  # zero: left out
         self.seconds: dict[str, float] = {}
 
     @property
@@ -71,34 +74,58 @@ class Progress:
     def expect(self, seconds: dict[str, float]) -> None:
         """Say how long stages will take, by name, as far as that can be foreseen; they must not contain each other.
 
-        What is left is told from this and from how much slower or faster the stages so far have been than foreseen.
+        ``a/b`` is stage b inside of stage a, and left out when a ends without it. What is left is told from this and
+        from how much slower or faster the stages so far have been than foreseen.
         """
         self._expected, self._open, self._done = dict(seconds), {}, {}
 
+    def measured(self) -> dict[str, float]:
+        """Seconds that each of the expected stages took, without those that were left out or whose result was kept
+        from before."""
+        return {
+            name: taken for name, taken in self._done.items() if taken > _SKIPPED * self._expected[name] and taken > 0
+        }
+
     @contextmanager
-    def stage(self, name: str, share: float):
+    def stage(self, name: str, share: float, expected: str | None = None):
         """Name the work inside the block; it takes ``share`` (0 to 1) of the enclosing stage's part of the bar.
 
-        Seconds spent are added up by name in ``seconds``; a part of the same name belongs to the whole.
+        Seconds spent are added up by name in ``seconds``; a part of the same name belongs to the whole. ``expected``:
+        what `expect` calls it, if not by its name.
         """
         outer = (self._name, self._low, self._high, self._used)
         width = self._high - self._low
         low = self._low + self._used * width
         self._name, self._low, self._high, self._used = name, low, min(self._high, low + share * width), 0.0
         began = time.monotonic()
-        forecast = name in self._expected and name not in self._open
+        forecast = self._key(expected or name, outer[0])
         if forecast:
-            self._open[name] = (began, self._low, self._high)
+            self._open[forecast] = (began, self._low, self._high)
         self.update(0.0, force=True)
         try:
             yield self
+            self._close(name, forecast, began)
             self.update(1.0, force=True)
         finally:
-            if forecast and self._open.pop(name, None):
-                self._done[name] = time.monotonic() - began
+            self._open.pop(forecast, None)
             if name != outer[0]:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             self._name, self._low, self._high, self._used = *outer[:3], min(1.0, outer[3] + share)
+
+    def _key(self, name: str, outer: str) -> str | None:
+        """What `expect` calls stage ``name`` inside of ``outer``; None when it is not expected, or not again."""
+        for key in (f"{outer}/{name}", name):
+            if key in self._expected and key not in self._open and key not in self._done:
+                return key
+        return None
+
+    def _close(self, name: str, forecast: str | None, began: float) -> None:
+        """Stage ``name`` is done; parts of it that have not begun will not come."""
+        if self._open.pop(forecast, None):
+            self._done[forecast] = time.monotonic() - began
+        for key in self._expected:
+            if key.startswith(f"{name}/") and key not in self._open:
+                self._done.setdefault(key, 0.0)
 
     def update(self, fraction: float, message: str = "", force: bool = False) -> None:
         """Say that ``fraction`` (0 to 1) of the current stage is done. Raises `Cancelled` when the user wishes so."""
@@ -115,20 +142,36 @@ class Progress:
         elapsed = now - self._started
         if not self._expected:
             return elapsed * (1 - total) / total if total > 0.02 and elapsed > 1 else None
-        remaining, foreseen, taken = 0.0, _PRIOR_SECONDS, _PRIOR_SECONDS
+        pace = self._pace(now)
+        remaining = 0.0
         for name, expected in self._expected.items():
             if name in self._open:
                 began, low, high = self._open[name]
                 done = min(max((total - low) / max(high - low, 1e-9), 0.0), 1.0)
-                remaining += expected * (1 - done)
-                if now - began > _SKIPPED * expected * done:
-                    foreseen, taken = foreseen + expected * done, taken + (now - began) * (done > 0)
+                remaining += _left_of(expected * pace, now - began, done)
             elif name not in self._done:
-                remaining += expected
-            elif self._done[name] > _SKIPPED * expected:
-                # A stage whose result was kept from before says nothing about the others.
-                foreseen, taken = foreseen + expected, taken + self._done[name]
-        return remaining * taken / foreseen
+                remaining += expected * pace
+        return remaining
+
+    def _pace(self, now: float) -> float:
+        """How many times slower than foreseen this run is: the mean ratio of its stages so far, as a logarithm and by
+        their share of the work, so that one stage that has more to do than others had does not count for all."""
+        # A stage whose result was kept from before says nothing about the others.
+        kept = {name for name, seconds in self._done.items() if seconds <= _SKIPPED * self._expected[name]}
+        total = sum(expected for name, expected in self._expected.items() if name not in kept)
+        ratios = [
+            (self._expected[name] / total, math.log(seconds / self._expected[name]))
+            for name, seconds in self._done.items() if name not in kept and self._expected[name] > 0
+        ]  # fmt: skip
+
+        def mean() -> float:
+            return math.exp(sum(w * ratio for w, ratio in ratios) / (sum(w for w, _ in ratios) + _PRIOR_SHARE))
+
+        for name, (began, *_) in self._open.items():
+            expected, spent = self._expected[name], now - began
+            if expected > 0 and spent > expected * mean():  # slower than thought until now
+                ratios.append((expected / total, math.log(spent / expected)))
+        return mean()
 
     def preview(self, preview: Preview) -> None:
         if self._on_preview is not None:
@@ -146,3 +189,9 @@ class Progress:
     def finish_early(self) -> bool:
         """Whether the user accepts what has been found so far."""
         return self._should_finish is not None and self._should_finish()
+
+
+def _left_of(whole: float, spent: float, done: float) -> float:
+    """Seconds left of a stage that should take ``whole`` and of which ``spent`` have passed, with ``done`` (0 to 1) of
+    its steps behind it. Iterations may end before the last one, so the clock counts as long as there is time left."""
+    return min(whole * (1 - done), max(whole - spent, _LATE * whole * (1 - done)))

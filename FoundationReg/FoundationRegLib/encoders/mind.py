@@ -16,10 +16,14 @@ between two MR sequences the odd ones are what does not match (docs/accuracy.md)
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..native import kernels
 
 
 def _opposite(offset: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -72,6 +76,8 @@ class Mind:
         image = volume[0, 0].to(self.device, torch.float32)
         border = self.radius + 2 * self.dilation
         padded = F.pad(image[None, None], (border,) * 6, mode="replicate")[0, 0]
+        if kernels.usable(padded):
+            return self._compiled(padded, image.shape)
         depth = image.shape[0]
         slab = depth if self.device.type != "cpu" else max(1, _SLAB_VALUES // image[0].numel())
         result = torch.empty(self.channels, *image.shape, device=self.device)
@@ -82,19 +88,38 @@ class Mind:
             self._distances(padded[top : bottom + 2 * border], out)
             out -= out.amin(0)
             torch.mean(out, 0, out=noise[top:bottom])
-        # Where nothing but noise or nothing at all is near, the variance is kept within sane bounds.
-        average = float(noise.mean(dtype=torch.float64))
-        noise.clamp_(max(0.001 * average, 1e-12), max(1000 * average, 1e-12))
+        noise.clamp_(*_bounds(noise))
         for top in range(0, depth, slab):
             part = result[:, top : top + slab]
             part.div_(noise[top : top + slab]).neg_().exp_()
         return result[None]
 
+    def _compiled(self, padded: Tensor, shape: Sequence[int]) -> Tensor:
+        """`__call__` by the compiled kernels, for an image of ``shape`` with its border."""
+        width = 2 * self.radius + 1
+        binomial = [math.comb(2 * self.radius, n) / 4**self.radius for n in range(width)]
+        taps = torch.tensor(binomial if self.mean is binomial_mean else [1 / width] * width)
+        geometry = torch.tensor(sorted(self._geometry(), key=lambda row: row[1:4]), dtype=torch.int32)
+        distances, noise = kernels.mind_distances(padded, geometry, taps, self.dilation, shape)
+        return kernels.mind_descriptors(distances, noise, *_bounds(noise))[None]
+
+    def _geometry(self) -> Iterator[tuple[int, ...]]:
+        """By channel: its number, the move p - q of a pair, and the two places where its patch mean is read.
+
+        Read at x + q it is D(p, q), read at x - p it is D(-p, -q); opposite moves have one and the same.
+        """
+        moves = set()
+        for channel, (p, q) in enumerate(self.pairs):
+            move = tuple(a - b for a, b in zip(p, q, strict=True))
+            if _opposite(move) in moves:
+                p, q, move = q, p, _opposite(move)
+            moves.add(move)
+            yield channel, *move, *q, *(_opposite(p) if self.mirrored else q)
+
     def _distances(self, padded: Tensor, out: Tensor) -> None:
         """Fill ``out`` (C, D, H, W) with the pairs' distances, from the image with a border of radius + 2 dilation.
 
-        D(p, q) at x is the mean squared difference between I and I moved by p - q, read at x + q. Read at x - p, the
-        same difference gives D(-p, -q). So six box filters serve twelve pairs.
+        Six patch means of the squared difference between I and I moved by p - q serve twelve pairs.
         """
         size, shared = out.shape[1:], {}
 
@@ -102,16 +127,14 @@ class Mind:
             starts = [self.dilation * (1 + n) for n in at]
             return shared[move][tuple(slice(a, a + n) for a, n in zip(starts, size, strict=True))]
 
-        for channel, (p, q) in enumerate(self.pairs):
-            move = tuple(a - b for a, b in zip(p, q, strict=True))
-            if _opposite(move) in shared:
-                p, q, move = q, p, _opposite(move)
+        for channel, *numbers in self._geometry():
+            move, one, other = (tuple(numbers[n : n + 3]) for n in (0, 3, 6))
             if move not in shared:
                 shared[move] = self._moved_difference(padded, move)
-            if self.mirrored:
-                torch.add(read(q, move), read(_opposite(p), move), out=out[channel]).mul_(0.5)
+            if one != other:
+                torch.add(read(one, move), read(other, move), out=out[channel]).mul_(0.5)
             else:
-                out[channel] = read(q, move)
+                out[channel] = read(one, move)
 
     def _moved_difference(self, padded: Tensor, move: tuple[int, int, int]) -> Tensor:
         """Patch mean of (I(x + move) - I(x))^2 wherever x is at most ``dilation`` outside of the image."""
@@ -119,6 +142,12 @@ class Mind:
         here = tuple(slice(d, n[a] - d) for a in range(3))
         there = tuple(slice(d + d * move[a], n[a] - d + d * move[a]) for a in range(3))
         return self.mean((padded[there] - padded[here]).square_(), self.radius)
+
+
+def _bounds(noise: Tensor) -> tuple[float, float]:
+    """Where nothing but noise or nothing at all is near, the variance is kept within sane bounds."""
+    average = float(noise.mean(dtype=torch.float64))
+    return max(0.001 * average, 1e-12), max(1000 * average, 1e-12)
 
 
 def box_mean(values: Tensor, radius: int) -> Tensor:

@@ -34,6 +34,7 @@ class Correction:
     ``velocity`` (3, d, h, w): of the flow before the registration's own displacement, mm, on its nodes.
     ``displacement``: both composed. ``transform``: with the linear stage. ``residuals``: how far, in mm, the transform
     misses each pair, inactive ones included. ``conflicts``: for each pair why it cannot be trusted, or nothing.
+    ``remarks``: what else is to be known of each pair, or nothing.
     ``regions``: registered once more on a finer grid, the last one first to move a point; in ``transform`` only.
     """
 
@@ -43,6 +44,7 @@ class Correction:
     transform: sitk.DisplacementFieldTransform
     residuals: tuple[float, ...] = ()
     conflicts: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
 
 
@@ -57,7 +59,7 @@ def refine_here(workspace: Workspace, before: Correction, corners, progress: Pro
     """``before`` with the region around ``corners`` (n, 3), LPS mm, registered once more: `region.refine_region`."""
     region = refine_region(workspace, before.transform, corners, progress)
     made = replace(before, transform=applied(region, before.transform), regions=(*before.regions, region))
-    return _judged(made, dict(zip(before.pairs, before.conflicts, strict=True)))
+    return _judged(made, *_said(before))
 
 
 def with_regions(workspace: Workspace, before: Correction, regions: tuple[Region, ...]) -> Correction:
@@ -66,7 +68,7 @@ def with_regions(workspace: Workspace, before: Correction, regions: tuple[Region
         return before
     transform = _with_regions(workspace.composed(before.displacement), regions)
     made = replace(before, transform=transform, regions=regions)
-    return _judged(made, dict(zip(before.pairs, before.conflicts, strict=True)))
+    return _judged(made, *_said(before))
 
 
 def _with_regions(transform: sitk.DisplacementFieldTransform, regions: tuple[Region, ...]):
@@ -90,24 +92,25 @@ def correct(
     pairs, progress = tuple(pairs), progress or Progress()
     check_pairs(workspace, pairs)
     changed = _changed(before.pairs, pairs)
-    notes = dict(zip(before.pairs, before.conflicts, strict=True))
+    notes, remarks = _said(before)
     if not any(pair.active for pair in pairs):
-        return _judged(replace(uncorrected(workspace, before.regions), pairs=pairs), notes)
+        return _judged(replace(uncorrected(workspace, before.regions), pairs=pairs), notes, remarks)
     if not changed:
-        return _judged(replace(before, pairs=pairs), notes)
+        return _judged(replace(before, pairs=pairs), notes, remarks)
     active = list(dict.fromkeys(pair for pair in pairs if pair.active))
     step = CorrectionStep(workspace, before.velocity, active, changed, before.regions)
+    remarks |= step.far_reaching()
     progress.check()
     origin = step.reset(before.velocity)
     velocity, share = step.passing(origin)
     unreached = {} if share == 1 else dict.fromkeys(step.new, "It cannot be reached without folding.")
     quick = _composed(workspace, pairs, step.put(velocity), before.regions)
     if on_preview is not None:
-        on_preview(_judged(quick, {**notes, **unreached}))
+        on_preview(_judged(quick, {**notes, **unreached}, remarks))
     refined = step.refined(velocity, origin, share, progress)
     made = _composed(workspace, pairs, step.put(refined), before.regions) if refined is not None else quick
     progress.check()
-    return _judged(made, {**notes, **step.disagreements(made.velocity), **unreached})
+    return _judged(made, {**notes, **step.disagreements(), **unreached}, remarks)
 
 
 def _composed(
@@ -136,8 +139,15 @@ def _changed(before: Sequence[LandmarkPair], after: Sequence[LandmarkPair]) -> l
     return sorted(old ^ new, key=lambda pair: (pair.fixed, pair.moving))
 
 
-def _judged(made: Correction, notes: dict[LandmarkPair, str]) -> Correction:
-    """``made`` with its residuals and conflicts; ``notes`` say why a pair is doubtful, if something else does."""
+def _said(correction: Correction) -> tuple[dict[LandmarkPair, str], dict[LandmarkPair, str]]:
+    """Conflicts and remarks of ``correction`` by pair."""
+    pairs = correction.pairs
+    return dict(zip(pairs, correction.conflicts, strict=True)), dict(zip(pairs, correction.remarks, strict=True))
+
+
+def _judged(made: Correction, notes: dict[LandmarkPair, str], remarks: dict[LandmarkPair, str]) -> Correction:
+    """``made`` with its residuals, conflicts and remarks; ``notes`` say why a pair is doubtful, if something else
+    does."""
     residuals, conflicts = [], []
     for pair in made.pairs:
         moved = np.array(made.transform.TransformPoint(pair.fixed))
@@ -146,7 +156,8 @@ def _judged(made: Correction, notes: dict[LandmarkPair, str]) -> Correction:
         if pair.active and residuals[-1] > TOLERANCE_MM and not note:
             note = "It contradicts another pair, or lies where the transform does not reach."
         conflicts.append(note if pair.active else "")
-    return replace(made, residuals=tuple(residuals), conflicts=tuple(conflicts))
+    known = tuple(remarks.get(pair, "") if pair.active else "" for pair in made.pairs)
+    return replace(made, residuals=tuple(residuals), conflicts=tuple(conflicts), remarks=known)
 
 
 @dataclass(eq=False)

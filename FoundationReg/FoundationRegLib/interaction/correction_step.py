@@ -18,6 +18,7 @@ from ..numerics.fields import compose, exponential, sample_at
 from ..numerics.gauss_newton import gauss_newton
 from ..registration.deformable import regulariser_of
 from ..registration.workspace import Workspace
+from .preference import preference
 from .region import Region
 
 # Nothing moves so far from a pair.
@@ -31,9 +32,8 @@ _HELD_MM, _SPRING = 12.0, 20.0
 _ITERATIONS = 5
 # Shares of the way that are tried when all of it would fold.
 _SHARES = (1.0, 0.75, 0.5, 0.3, 0.15)
-# Features are compared within so many mm of a pair; where their difference grows by this factor, the images speak
-# against it. Seen on liver MR: right corrections of wrong places up to 1.5, wrong ones by 16 mm 7.9.
-_LOOK_MM, _WORSE = 8.0, 2.0
+# From this doubt on the images speak against a pair; see `preference`.
+_DOUBT = 0.5
 
 
 @dataclass(frozen=True)
@@ -193,28 +193,24 @@ class CorrectionStep:
         moving_weight = sample_at(pyramid.mask("moving", factor)[None], grid, "nearest")[0]
         return pairs, pyramid.mask("fixed", factor)[box].contiguous(), moving_weight
 
-    def disagreements(self, velocity: Tensor) -> dict[LandmarkPair, str]:
-        """The new pairs around which the images agree worse than without any correction."""
-        pairs, weight, _ = self.features(METHOD.node_factor)
-        after = exponential(self.cut(velocity), (self.spacing,) * 3)
-        costs = [self._cost(pairs, flow) * weight for flow in (torch.zeros_like(after), after)]
+    def far_reaching(self) -> dict[LandmarkPair, str]:
+        """The pairs, of those that count, whose way is too long to end within the usual reach."""
         notes = {}
         for n in self.held:
-            near = (self.places - self.starts[n]).norm(dim=-1) * self.spacing
-            near = local_flows.kernel(near / _LOOK_MM) * weight
-            without, with_it = (float((cost * near).sum()) for cost in costs)
-            if self.everything[n] in self.new and with_it > _WORSE * without:
-                notes[self.everything[n]] = "The images agree less around it than without it."
+            length, reach = float(self.lengths[n]), float(self.reaches[n])
+            far = length + reach
+            if length + _FADED * reach > _REACH_MM + 0.5:
+                notes[self.everything[n]] = f"It is {length:.0f} mm long, so places up to {far:.0f} mm away move too."
         return notes
 
-    def _cost(self, pairs: list[FeaturePair], flow: Tensor) -> Tensor:
-        """Squared difference of the features (d, h, w), each pair in units of its mean."""
-        grid = _sampling(flow / self.spacing, tuple(slice(0, n) for n in self.shape), self.shape)
-        total = 0.0
-        for pair in pairs:
-            square = (pair.fixed - sample_at(pair.moving, grid)).square().sum(0)
-            total = total + pair.weight * square / square.mean().clamp_min(1e-12)
-        return total
+    def disagreements(self) -> dict[LandmarkPair, str]:
+        """The new pairs for which the images clearly prefer another place near the one named."""
+        notes = {}
+        for pair in self.new:
+            found = preference(self.workspace, pair.fixed, pair.moving)
+            if found.clear and found.doubt > _DOUBT:
+                notes[pair] = f"The images agree better with a place {found.distance_mm:.0f} mm away from it."
+        return notes
 
 
 def _reach(lengths: Tensor) -> Tensor:

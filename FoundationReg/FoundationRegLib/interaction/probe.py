@@ -56,8 +56,9 @@ class Correspondence:
 
 
 def encoders(workspace: Workspace) -> list[str]:
-    """The encoders that can be asked: those of the run, and MIND, which needs no weights."""
-    return list(dict.fromkeys([*(name for name, _ in workspace.settings.encoders), "mind"]))
+    """The encoders that can be asked: those of the run, those that were encoded since, and MIND without weights."""
+    names = [name for name, _ in workspace.settings.encoders]
+    return list(dict.fromkeys([*names, *workspace.pyramid.rasters, "mind"]))
 
 
 def correspondence(
@@ -74,7 +75,7 @@ def correspondence(
     """
     encoder = encoder or encoders(workspace)[0]
     if encoder not in encoders(workspace):
-        raise InputError(f"The encoder {encoder!r} took no part; ask one of {', '.join(encoders(workspace))}.")
+        raise InputError(f"The images were not encoded with {encoder!r}; ask one of {', '.join(encoders(workspace))}.")
     if side not in ("fixed", "moving"):
         raise InputError(f"The side must be fixed or moving, not {side!r}.")
     point = np.asarray(point, float).reshape(3)

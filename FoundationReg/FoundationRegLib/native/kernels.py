@@ -22,10 +22,16 @@ _ARGUMENTS = {
     # name: p pointer, i int, f float
     "row_extents": "ppp",
     "data_term": "ppppppppppiii",
+    "weighted_sums": "pppp" + "liii",
+    "pack": "ppfp" + "liii",
+    "find_padding": "pp" + "liii",
+    "mind_distances": "pppppp" + "iiii",
+    "mind_descriptors": "pp" + "ff" + "lii",
     "smooth": "pppii",
     "sample": "pppp" + "liii",
     "warp": "pppp" + "fff" + "ii",
     "exponential": "ppp" + "fff" + "ii",
+    "regulariser_gradient": "pppp" + "ff" + "i",
     "conjugate_gradients": "ppppp" + "ff" + "iii",
     "candidate_costs": "pppppppppiii",
     "cost_range": "ppplii",
@@ -35,6 +41,8 @@ _ARGUMENTS = {
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float}
 # Candidates whose costs are worked out between two looks at whether to stop.
 _CANDIDATES = 128
+# Voxels whose sums the kernels take together.
+_PIECE = 1 << 15
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -79,11 +87,68 @@ def by_voxel(features: Tensor) -> Tensor:
     room = features.untyped_storage().nbytes() // 4 - features.storage_offset()
     if features.stride() == (1, *strides[:3]) and room >= depth * strides[0]:
         whole = features.as_strided((depth, height, width, padded), strides)
-        if count == padded or not bool(whole[..., count:].any()):
+        found = torch.zeros(1, dtype=torch.int32)
+        if count < padded:
+            _call("find_padding", whole, found, depth * height * width, count, padded, torch.get_num_threads())
+        if not found:
             return whole
-    whole = features.new_zeros((depth, height, width, padded))
-    whole[..., :count] = features.movedim(0, -1)
+    return _packed(features, features.new_zeros(count), 1.0)
+
+
+def _packed(features: Tensor, origin: Tensor, factor: float) -> Tensor:
+    """(``features`` (C, D, H, W) - ``origin`` (C)) * ``factor`` as (D, H, W, P)."""
+    count, padded = features.shape[0], padded_channels(features.shape[0])
+    whole, threads = features.new_empty((*features.shape[1:], padded)), torch.get_num_threads()
+    _call("pack", features.contiguous(), origin, factor, whole, whole[..., 0].numel(), count, padded, threads)
     return whole
+
+
+def standardised(fixed: Tensor, moving: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both features (C, D, H, W), jointly centred by channel and scaled to mean square 1 over ``weight`` (D, H, W).
+
+    They lie in memory as `by_voxel` wants them.
+    """
+    both = [values.contiguous() for values in (fixed, moving)]
+    mass = 2 * float(weight.sum(dtype=torch.float64).clamp_min(1))
+    mean = fixed.new_zeros(fixed.shape[0])
+    mean = (sum(_weighted_sums(values, weight, mean, False) for values in both) / mass).float()
+    power = sum(_weighted_sums(values, weight, mean, True).mean() for values in both) / mass
+    factor = 1 / max(float(power) ** 0.5, 1e-8)
+    count = fixed.shape[0]
+    return tuple(_packed(values, mean, factor)[..., :count].movedim(-1, 0) for values in both)
+
+
+def _weighted_sums(values: Tensor, weight: Tensor, origin: Tensor, squared: bool) -> Tensor:
+    """By channel of ``values`` (C, D, H, W): the sum of ``weight`` (D, H, W) times what they differ from ``origin``
+    (C), or times its square; float64 (C)."""
+    sums = torch.empty((len(values), -(-weight.numel() // _PIECE)), dtype=torch.float64)
+    shape = (weight.numel(), len(values), int(squared), torch.get_num_threads())
+    _call("weighted_sums", values, weight.contiguous(), origin, sums, *shape)
+    return sums.sum(1)
+
+
+def mind_distances(
+    padded: Tensor, geometry: Tensor, taps: Tensor, dilation: int, shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Distances of MIND (C, D, H, W), each less the least of its voxel, and their mean (D, H, W).
+
+    ``padded``: the image of ``shape`` with a border of radius + 2 ``dilation``. ``taps`` (2 radius + 1): weights of a
+    patch along an axis. ``geometry``, int32 (C, 10): a channel, the move between both neighbours, and the two places
+    where the patch mean is read, in dilations; rows of one move follow each other.
+    """
+    distances, noise = padded.new_empty((len(geometry), *shape)), padded.new_empty(tuple(shape))
+    _call(
+        "mind_distances", padded.contiguous(), geometry, taps, distances, noise, shape,
+        len(geometry), len(taps) // 2, dilation, torch.get_num_threads(),
+    )  # fmt: skip
+    return distances, noise
+
+
+def mind_descriptors(distances: Tensor, noise: Tensor, least: float, most: float) -> Tensor:
+    """exp(-``distances`` / ``noise``) in the place of ``distances`` (C, D, H, W); the noise (D, H, W) is kept between
+    ``least`` and ``most``."""
+    _call("mind_descriptors", distances, noise, least, most, noise.numel(), len(distances), torch.get_num_threads())
+    return distances
 
 
 def row_extents(weight: Tensor) -> Tensor:
@@ -148,6 +213,15 @@ def exponential(velocity: Tensor, spacing: Sequence[float], steps: int) -> Tenso
     velocity, out = velocity.contiguous(), torch.empty_like(velocity, memory_format=torch.contiguous_format)
     unit = [float(s) for s in spacing]
     _call("exponential", velocity, out, velocity.shape[1:], *unit, steps, torch.get_num_threads())
+    return out
+
+
+def regulariser_gradient(field: Tensor, weight: Tensor | None, diffusion: float, bending: float) -> Tensor:
+    """Half the gradient of the energy of `numerics.regularisation` at ``field`` (3, D, H, W); ``weight`` (D, H, W) of
+    it or None."""
+    field, out = field.contiguous(), torch.empty_like(field, memory_format=torch.contiguous_format)
+    weight = None if weight is None else weight.contiguous()
+    _call("regulariser_gradient", field, weight, out, field.shape[1:], diffusion, bending, torch.get_num_threads())
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -38,9 +38,23 @@ class FeaturePair:
     weight: float = 1.0
     guide: bool = False
 
+    @cached_property
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """Both as the compiled kernels read them."""
+        return kernels.by_voxel(self.fixed), kernels.by_voxel(self.moving)
+
+    def swapped(self) -> FeaturePair:
+        """The same pair with the images exchanged."""
+        other = replace(self, fixed=self.moving, moving=self.fixed)
+        if "packed" in self.__dict__:
+            other.__dict__["packed"] = self.packed[::-1]
+        return other
+
 
 def standardised(fixed: Tensor, moving: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Both features (C, D, H, W), jointly centred by channel and scaled to mean square 1 over ``mask`` (D, H, W)."""
+    if kernels.usable(fixed, moving):
+        return kernels.standardised(fixed, moving, mask.to(fixed.dtype))
     share = mask.flatten().to(fixed.dtype)
     share = share / share.sum().clamp_min(1) / 2
     both = [features.flatten(1) for features in (fixed, moving)]
@@ -99,7 +113,7 @@ class DataTerm:
         shapes = {tuple(values.shape[-3:]) for values in tensors}
         self.compiled = kernels.usable(*tensors) and len(shapes) == 1 and all(n % stride == 0 for n in weight.shape)
         if self.compiled:
-            self.packed = [(kernels.by_voxel(pair.fixed), kernels.by_voxel(pair.moving)) for pair in pairs]
+            self.packed = [pair.packed for pair in pairs]
             self.extents = kernels.row_extents(weight)
 
     @cached_property
@@ -160,20 +174,27 @@ class DataTerm:
         return values.div_(8)
 
     def _combined(self, terms: list[Tensor], mass: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The pairs' terms added up, each in units of its own noise; ``mass`` (d, h, w) is what each node counts."""
-        images, guides, loss = torch.zeros_like(terms[0]), torch.zeros_like(terms[0]), 0.0
-        importance = sum(pair.weight for pair in self.pairs)
+        """The pairs' ``terms`` added up, each in units of its own noise; ``mass`` (d, h, w) is what each node counts.
+
+        Works in the memory of ``terms``.
+        """
+        loss, importance = 0.0, sum(pair.weight for pair in self.pairs)
+        images, guides = None, None
         for pair, own in zip(self.pairs, terms, strict=True):
             channels, share = pair.fixed.shape[0], pair.weight / importance
             noise = (own[9].sum() / mass.sum().clamp_min(1e-6) / channels).clamp_min(1e-8)
-            (guides if pair.guide else images).add_(own * (share / (channels * noise)))
+            own *= share / (channels * noise)
             loss += share * float(noise)
-        if self.robust:
+            if pair.guide:
+                guides = own if guides is None else guides.add_(own)
+            else:
+                images = own if images is None else images.add_(own)
+        if images is not None and self.robust:
             unguided = sum(pair.weight for pair in self.pairs if not pair.guide) / importance
-            images *= outlier_weight(images[9], mass * unguided)
-        rows = images + guides
+            images[:9] *= outlier_weight(images[9], mass * unguided)
+        rows = guides if images is None else images if guides is None else images.add_(guides)
         # Slopes came as sums of both images' differences over two voxels: four times the mean's per voxel.
-        return rows[3:9] * (self.stride / 4) ** 2, rows[:3] * (self.stride / 4), loss
+        return rows[3:9].mul_((self.stride / 4) ** 2), rows[:3].mul_(self.stride / 4), loss
 
 
 def outlier_weight(squares: Tensor, mass: Tensor) -> Tensor:

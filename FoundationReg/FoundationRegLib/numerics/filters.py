@@ -9,12 +9,13 @@ from torch import Tensor
 from ..native import kernels
 
 
-def local_normalised(image: Tensor, sigma: float = 1.6) -> Tensor:
+def local_normalised(image: Tensor, sigma: float = 1.6, seen: Tensor | None = None) -> Tensor:
     """``image`` (D, H, W) minus its local mean, over its local standard deviation, as (1, D, H, W).
 
-    Moments are taken under a Gaussian with a standard deviation of ``sigma`` voxels.
+    Moments are taken under a Gaussian with a standard deviation of ``sigma`` voxels. ``seen`` (D, H, W), 0 to 1: how
+    much each voxel counts in them (normalised convolution, Knutsson and Westin, CVPR 1993); 0 where nothing is seen.
     """
-    moments = torch.stack([image, image.square()])
+    moments = torch.stack([image, image.square()] if seen is None else [seen * image, seen * image.square(), seen])
     # A wide Gaussian is as good on blocks of voxels.
     block = max(1, int(sigma / 2.5))
     if block > 1:
@@ -25,10 +26,14 @@ def local_normalised(image: Tensor, sigma: float = 1.6) -> Tensor:
         moments = smooth(moments)
     if block > 1:
         moments = F.interpolate(moments[None], scale_factor=block, mode="trilinear", align_corners=False)[0]
-    mean, power = moments[(slice(None), *(slice(n) for n in image.shape))]
+    mean, power, *share = moments[(slice(None), *(slice(n) for n in image.shape))]
+    if share:
+        mean, power = (values / share[0].clamp_min(1e-3) for values in (mean, power))
     spread = (power - mean.square()).clamp_min(0)
+    typical = spread.mean() if seen is None else (seen * spread).sum() / seen.sum().clamp_min(1)
     # Noise in flat places is not stretched to the size of anatomy.
-    return ((image - mean) / (spread + 0.1 * spread.mean()).clamp_min(1e-12).sqrt())[None]
+    normalised = ((image - mean) / (spread + 0.1 * typical).clamp_min(1e-12).sqrt())[None]
+    return normalised if seen is None else normalised * seen
 
 
 def smooth(volume: Tensor) -> Tensor:

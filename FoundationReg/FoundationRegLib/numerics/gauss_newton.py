@@ -10,7 +10,6 @@ Displacements are float32 (3, D, H, W) in mm along the array axes; all lattices 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -82,21 +81,22 @@ def gauss_newton(
     mask = F.interpolate(fixed_weight[None, None], size=nodes)[0, 0] > 0
     losses: list[float] = []
     for iteration in range(iterations):
-        curvature, negative_gradient, loss = 0.0, 0.0, 0.0
+        curvature, negative_gradient, loss = None, None, 0.0
         flows = [field]
         if diffeomorphic:
             velocities = [term.sign * field for term in terms]
             flows = each(lambda velocity: exponential(velocity, (1.0, 1.0, 1.0)), velocities, field.device)
         for term, flow in zip(terms, flows, strict=True):
             hessian, descent, value = term.linearised(flow * stride)
-            curvature = curvature + hessian / len(terms)
-            negative_gradient = negative_gradient + term.sign * descent / len(terms)
+            hessian, descent = hessian.div_(len(terms)), descent.mul_(term.sign / len(terms))
+            curvature = hessian if curvature is None else curvature.add_(hessian)
+            negative_gradient = descent if negative_gradient is None else negative_gradient.add_(descent)
             loss += value / len(terms)
             if landmark_term is not None and term.sign > 0:
                 hessian, descent = landmark_term(flow)
                 curvature, negative_gradient = curvature + hessian, negative_gradient + descent
         reweighted = regulariser.reweighted(field, mask)
-        step = solve(curvature, negative_gradient - reweighted.gradient(field), reweighted)
+        step = solve(curvature, negative_gradient.sub_(reweighted.gradient(field)), reweighted)
         length = step.square().sum(0, keepdim=True).sqrt()
         # Beyond a voxel the linearisation says nothing.
         field = field + step * (_RELAXATION / stride / length.clamp_min(1 / stride))
@@ -122,5 +122,4 @@ def _data_terms(
     forward = DataTerm(1, pairs, fixed_weight, moving_weight, stride, robust)
     if not symmetric:
         return [forward]
-    swapped = [replace(pair, fixed=pair.moving, moving=pair.fixed) for pair in pairs]
-    return [forward, DataTerm(-1, swapped, moving_weight, fixed_weight, stride, robust)]
+    return [forward, DataTerm(-1, [pair.swapped() for pair in pairs], moving_weight, fixed_weight, stride, robust)]

@@ -9,7 +9,6 @@ so few points is several times the work itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,8 +25,6 @@ _TOLERANCE = 1e-5
 _BINS = 32
 # Two empty bins on one side and one on the other hold the skirts of the window.
 _COLUMNS = _BINS + 3
-# Points that are worth a thread of their own.
-_SHARE = 5000
 
 
 def align(
@@ -50,10 +47,10 @@ def align(
     """
     matrix = np.asarray(matrix, float)
     radius = max(float(np.sqrt(((points[-1] - center) ** 2).sum(1).mean())), 1.0)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, _one_thread(), torch.inference_mode():
+    with _one_thread(), torch.inference_mode():
         for level, (values, places, volume) in enumerate(zip(fixed_values, points, moving, strict=True)):
             step = _share(on_step, level, len(points))
-            compared = Comparison(values, places - center, volume, pool)
+            compared = Comparison(values, places - center, volume)
             found = _climb(compared, moving_grid, center, matrix, radius, affine, iterations, step)
             if found is None:
                 return None
@@ -135,38 +132,30 @@ class Comparison:
     """Mutual information between points of the fixed image and a moving ``volume`` (D, H, W), both in 0..1.
 
     ``values`` (n,): the fixed grey values at ``offsets`` (n, 3) from any origin, mm, which linear maps take to the
-    volume's indices (z, y, x). Threads of ``pool`` share the points, where there are enough.
+    volume's indices (z, y, x).
     """
 
-    def __init__(self, values: np.ndarray, offsets: np.ndarray, volume: np.ndarray, pool: Executor | None = None):
+    def __init__(self, values: np.ndarray, offsets: np.ndarray, volume: np.ndarray):
         rows = torch.as_tensor(values, dtype=torch.float32).mul(_BINS - 1).round_().long().clamp_(0, _BINS - 1)
-        offsets = torch.as_tensor(offsets.T.copy(), dtype=torch.float32)
-        count = 1 if pool is None else min(pool._max_workers, 1 + len(rows) // _SHARE)
-        self._pool, self._total = pool, len(rows)
         # Bins begin with one empty column, and the window with the bin before.
-        self._parts = list(zip((rows * _COLUMNS).chunk(count), offsets.chunk(count, 1), strict=True))
+        self._rows = rows * _COLUMNS
+        self._offsets = torch.as_tensor(offsets.T.copy(), dtype=torch.float32)
         self._shape = volume.shape
         self._cells = _cells(torch.as_tensor(volume, dtype=torch.float32))
 
     def information(self, linear: np.ndarray, move: np.ndarray) -> tuple[float, np.ndarray, np.ndarray] | None:
         """Mutual information in nats where index = ``linear`` (3, 3) offset + ``move`` (3,), and its derivatives by
         both. None when less than a fifth of the points fall inside the volume."""
-        seen = self._each(lambda part: self._seen(*part, linear, move), self._parts)
-        count = sum(part.column.numel() for part in seen)
-        if count < _LEAST_OVERLAP * self._total:
+        seen = self._seen(linear, move)
+        count = seen.column.numel()
+        if count < _LEAST_OVERLAP * len(self._rows):
             return None
-        joint = sum(self._each(_histogram, seen)) / count
-        information, slope = _information(joint)
-        polynomial = _slope_polynomial(slope.flatten() / count).float()
-        sums = sum(self._each(lambda part: _summed_slopes(part, polynomial), seen)).double().numpy()
+        information, slope = _information(_histogram(seen) / count)
+        sums = _summed_slopes(seen, _slope_polynomial(slope.flatten() / count).float()).double().numpy()
         return information, sums[:, :3], sums[:, 3]
 
-    def _each(self, function, parts: list) -> list:
-        if self._pool is None or len(parts) < 2:
-            return [function(part) for part in parts]
-        return list(self._pool.map(torch.inference_mode()(function), parts))
-
-    def _seen(self, rows: Tensor, offsets: Tensor, linear: np.ndarray, move: np.ndarray) -> _Seen:
+    def _seen(self, linear: np.ndarray, move: np.ndarray) -> _Seen:
+        rows, offsets = self._rows, self._offsets
         index = torch.addmm(_column(move), torch.from_numpy(linear).float(), offsets)
         last = _column(np.array(self._shape) - 1.0)
         inside = ((index > -0.5) & (index < last + 0.5)).all(0)

@@ -69,6 +69,8 @@ class Regulariser:
 
     def gradient(self, u: Tensor) -> Tensor:
         """Half the gradient of the energy at ``u``: a linear operator, for a given ``node_weight``."""
+        if u.shape[0] == 3 and kernels.usable(u, *([] if self.node_weight is None else [self.node_weight])):
+            return kernels.regulariser_gradient(u, self.node_weight, self.diffusion, self.bending)
         if self.node_weight is None:
             first = negative_laplacian(u)
             return self.diffusion * first + self.bending * negative_laplacian(first)

@@ -161,14 +161,14 @@ def _shown(image: sitk.Image, box: np.ndarray, side: str, settings: Settings) ->
 
 
 def box_start(fixed: np.ndarray, moving: np.ndarray, affine: bool = True) -> sitk.AffineTransform:
-    """The map that brings the ``fixed`` box (2, 3) or (8, 3) onto the ``moving`` one, or only its centre without
-    ``affine``.
+    """The map that brings the centre of the ``fixed`` box (2, 3) or (8, 3) to that of the ``moving`` one.
 
-    Boxes are stretched along x, y and z by what anatomy of two people can show at most, and not turned. On 20 prostates
-    (ultrasound to MR) with tight boxes it gives a gland Dice of 0.854, centres alone 0.827, the true centroids 0.855.
+    With ``affine`` it also stretches along x, y and z, by a part of what the sizes of the boxes say
+    (``METHOD.box_stretch``), and by what anatomy of two people can show at most. It does not turn.
     """
     sizes = _sizes(moving) / _sizes(fixed)
-    matrix = np.diag([*(np.clip(sizes, *METHOD.scales) if affine else np.ones(3)), 1.0])
+    stretch = np.clip(sizes**METHOD.box_stretch, *METHOD.scales)
+    matrix = np.diag([*(stretch if affine else np.ones(3)), 1.0])
     matrix[:3, 3] = moving.mean(0) - matrix[:3, :3] @ fixed.mean(0)
     return affine_transform(matrix)
 

@@ -26,6 +26,7 @@ from ..numerics.search import fill_inconsistent, inverse_consistent, search
 from ..numerics.uncertainty import posterior_deviation
 from ..settings import Settings
 from .encoding import encode_pair, is_mind
+from .forecast import level_key
 from .guides import landmark_term
 from .pair import Pair
 from .pyramid import FeaturePyramid, search_factor
@@ -83,9 +84,7 @@ def deform(
     field_mm, inconsistency = torch.zeros(3, *grid.shape, device=device), torch.zeros(grid.shape, device=device)
     if settings.search_range_mm > 0:
         with progress.stage("search", 0.15):
-            limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
-            key = ("search", pyramid.key, *limits)
-            field_mm, inconsistency = cache.get(key, lambda: _search(pyramid, progress))
+            field_mm, inconsistency = searched(pyramid, progress)
         if on_field:
             on_field("search", field_mm, pyramid.grid(search_factor(settings, pair.grid.spacing[0])))
     with progress.stage("refine", 0.4):
@@ -97,6 +96,13 @@ def deform(
 
 def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
     return exponential(field_mm, grid.spacing) if settings.diffeomorphic else field_mm
+
+
+def searched(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
+    """`_search`, or what it found before with the same features, weights and limits."""
+    settings = pyramid.settings
+    limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
+    return pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
 
 
 def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -143,7 +149,7 @@ def _refine(
         if settings.grey_values and settings.optimizer != "adam" and n < 2:
             grey = _grey_weights(pyramid, field_mm, grey)
         name = f"{pyramid.spacing(factor):.3g} mm"
-        with progress.stage(f"refine {name}", 1.0 / len(settings.levels)):
+        with progress.stage(f"refine {name}", 1.0 / len(settings.levels), level_key(factor)):
             field_mm, losses[name] = refine_level(pyramid, factor, field_mm, grey, progress, on_field)
         if n == 0:
             pyramid.cache.put(pyramid.coarse_key, (field_mm, grey))

@@ -5,9 +5,9 @@ All transforms map fixed to moving points in LPS mm.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,61 +21,13 @@ from ..encoders.mind import Mind
 from ..errors import InputError
 from ..evaluation.metrics import normalized_mutual_information
 from ..images.conversion import grid_of, image_from_array
-from ..images.preprocessing import Kind, foreground_mask, intensity_kind, scale_intensity
 from ..images.resampling import resample_to_grid, warp
 from ..images.transforms import affine_matrix, affine_transform
 from ..numerics import block_matching
 from ..numerics.block_matching import Description, Fit
 from ..numerics.mutual_information import align
-
-
-@dataclass(frozen=True)
-class Side:
-    """One image as the linear stages see it, made by `prepare`. Images share one coarse isotropic grid.
-
-    ``grey``: values in 0..1. ``body``: its foreground. ``region``: where similarity is measured. ``center`` of the
-    image and ``center_of_mass`` of the body, LPS mm. ``chosen``: the region came from the user.
-    """
-
-    grey: sitk.Image
-    body: sitk.Image
-    region: sitk.Image
-    center: np.ndarray
-    center_of_mass: np.ndarray
-    chosen: bool
-
-
-def prepare(
-    image: sitk.Image,
-    mask: sitk.Image | None = None,
-    kind: Kind | None = None,
-    window: tuple[float, float] | None = None,
-) -> Side:
-    """The coarse version of ``image`` for `start_transform` and `align_linearly`.
-
-    ``mask`` limits the similarity to its voxels above 0; without it the body with a margin is taken. ``kind`` and
-    ``window`` are those of `preprocess.scale_intensity`.
-    """
-    grid = grid_of(image)
-    spacing = max(float(grid.spacing.min()), float(np.cbrt(np.prod(grid.extent) / METHOD.linear_voxels)))
-    coarse = grid.with_spacing(spacing)
-    array = resample_to_grid(image, coarse)
-    kind = kind or intensity_kind(image)
-    body = foreground_mask(array, kind, coarse.spacing)
-    region = (
-        ndimage.distance_transform_edt(~body, coarse.spacing) <= METHOD.linear_margin_mm if not body.all() else body
-    )
-    chosen = False
-    if mask is not None:
-        inside = resample_to_grid(mask, coarse, interpolator="nearest", background=0) > 0
-        # A mask that is all but lost at this resolution cannot guide.
-        chosen = inside.sum() >= 64
-        region = inside if chosen else region
-    middle = coarse.points(np.argwhere(region if chosen else body).mean(axis=0))
-    grey, body, region = (
-        image_from_array(a, coarse) for a in (scale_intensity(array, kind, window, body), body, region)
-    )
-    return Side(grey, body, region, grid.center, middle, bool(chosen))
+from ..numerics.parallel import each, in_threads
+from .sides import Side, prepare
 
 
 def start_transform(
@@ -118,7 +70,7 @@ def start_transform(
         if fit is None:
             matrix[:3, 3] = shifts["mass"]
         return affine_transform(pair.refined(matrix, affine, progress))
-    translation, outcome = _most_informative_start(fixed, moving, list(shifts.values()), seed, progress)
+    translation, outcome = _most_informative_start(fixed, moving, list(shifts.values()), seed, progress, pair)
     on_found(outcome)
     found = pair.agreement(affine_matrix(outcome))
     fit = pair.search(progress, sure=found)
@@ -128,20 +80,26 @@ def start_transform(
 
 
 def _most_informative_start(
-    fixed: Side, moving: Side, shifts: list[np.ndarray], seed: int, progress: Progress
+    fixed: Side, moving: Side, shifts: list[np.ndarray], seed: int, progress: Progress, pair: DescriptorPair
 ) -> tuple[sitk.Transform, sitk.Transform]:
-    """The shift from which a quick rigid registration gets to the most similar images, and where it gets to."""
+    """The shift from which a quick rigid registration gets to the most similar images, and where it gets to.
+
+    Meanwhile the descriptors of ``pair`` are searched for their best place.
+    """
     candidates: list[np.ndarray] = []
     for shift in shifts:
         if all(np.linalg.norm(shift - other) > 3.0 for other in candidates):
             candidates.append(shift)
-    outcomes = []
-    for shift in candidates:
+
+    def tried(shift: np.ndarray) -> list[tuple[float, sitk.Transform, sitk.Transform]]:
+        progress.check()
         translation = sitk.TranslationTransform(3, shift.tolist())
         matrix = _optimise(fixed, moving, translation, np.eye(4), False, (3.0,), seed, Progress())
-        tried = [translation] if matrix is None else [translation, _joined(translation, matrix)]
-        outcomes += [(_similarity(fixed, moving, transform), translation, transform) for transform in tried]
-        progress.check()
+        outcomes = [translation] if matrix is None else [translation, _joined(translation, matrix)]
+        return [(_similarity(fixed, moving, transform), translation, transform) for transform in outcomes]
+
+    pieces = [lambda: pair.upright, *(lambda shift=shift: tried(shift) for shift in candidates)]
+    outcomes = itertools.chain(*in_threads(pieces)[1:])
     return max(outcomes, key=lambda outcome: outcome[0])[1:]
 
 
@@ -159,6 +117,11 @@ class DescriptorPair:
     @cached_property
     def moving(self) -> Description:
         return self._describe(self._sides[1])
+
+    @cached_property
+    def upright(self) -> Fit | None:
+        """The best place without a turn."""
+        return next(iter(block_matching.search(self.fixed, self.moving, 1)), None)
 
     def _describe(self, side: Side, rotation: np.ndarray | None = None, coarser: float = 1.0) -> Description:
         own, spacing = grid_of(side.grey), coarser * self._spacing
@@ -186,18 +149,16 @@ class DescriptorPair:
         places, turned as ``matrix`` does, so that they compete on equal terms. That is left out where the mirrored one
         is clearly worse before, on a coarser lattice.
         """
-        turn = _nearest_turn(matrix)
-        mirror = turn @ np.diag([-1.0, 1.0, 1.0])
         fixed, moving = self._sides
-        still, upright, swapped = (
-            self._describe(side, rotation, METHOD.turned_spacing)
-            for side, rotation in ((fixed, None), (moving, turn), (moving, mirror))
-        )
+        flip = np.diag([-1.0, 1.0, 1.0])
+        left, _, right = np.linalg.svd(matrix[:3, :3])
+        views = ((fixed, None), (moving, left @ right), (moving, left @ right @ flip))
+        still, upright, swapped = each(lambda view: self._describe(*view, METHOD.turned_spacing), views)
         first = next(iter(block_matching.search(still, swapped, 1)), None)
         hint = METHOD.mirror_hint * block_matching.agreement(still, upright, matrix)
         if first is None or first.score < hint:
             return False
-        swapped = self._describe(moving, mirror)
+        swapped = self._describe(moving, _nearest_turn(matrix) @ flip)
         fits = block_matching.search(self.fixed, swapped, 2)
         best = max((self._refined_agreement(swapped, fit.matrix) for fit in fits), default=0.0)
         return best > METHOD.mirror_gain * self._refined_agreement(self._turned(matrix), matrix)
@@ -208,7 +169,7 @@ class DescriptorPair:
 
     def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
         """The best place; images are turned by right angles when neither it nor ``sure`` is a convincing match."""
-        upright = next(iter(block_matching.search(self.fixed, self.moving, 1)), None)
+        upright = self.upright
         if max(sure, upright.score if upright else 0.0) >= METHOD.sure_match:
             return upright
         fixed, moving = self._sides
@@ -294,26 +255,23 @@ def _optimise(
 
     ``blurs`` are the standard deviations in voxels, one per level.
     """
-    grid = grid_of(moving.grey)
-    grey, origin = sitk.GetArrayFromImage(moving.grey), matrix
     if start.IsLinear():
-        start_matrix = affine_matrix(start)
-        origin = start_matrix @ matrix
+        start_matrix, grid, seen = affine_matrix(start), grid_of(moving.grey), moving.blurred
     else:
-        start_matrix = np.eye(4)
         # The optimisation sees the moving image already warped.
-        grid = grid_of(fixed.grey)
+        start_matrix, grid = np.eye(4), grid_of(fixed.grey)
         grey = sitk.GetArrayFromImage(warp(moving.grey, start, fixed.grey, background=0.0))
-    still = sitk.GetArrayFromImage(fixed.grey)
-    inside = np.argwhere(sitk.GetArrayFromImage(fixed.region) > 0)
+        seen = partial(ndimage.gaussian_filter, grey)
+    inside = np.argwhere(sitk.GetArrayViewFromImage(fixed.region) > 0)
     random = np.random.default_rng(seed)
     values, points, volumes = [], [], []
     for n, blur in enumerate(blurs):
         count = min(len(inside), METHOD.linear_samples >> (len(blurs) - 1 - n))
         chosen = inside[random.choice(len(inside), count, replace=False)]
-        values.append(ndimage.gaussian_filter(still, blur)[tuple(chosen.T)])
+        values.append(fixed.blurred(blur)[tuple(chosen.T)])
         points.append(grid_of(fixed.grey).points(chosen))
-        volumes.append(ndimage.gaussian_filter(grey, blur))
+        volumes.append(seen(blur))
+    origin = start_matrix @ matrix
     found = align(values, points, volumes, grid, fixed.center_of_mass, origin, affine, on_step=progress.update)
     return None if found is None else np.linalg.inv(start_matrix) @ found
 

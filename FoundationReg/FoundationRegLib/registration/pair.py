@@ -18,6 +18,7 @@ class Pair:
     ``*_body``: what the encoders are shown. ``*_mask``: where similarity counts; both boolean (D, H, W). ``guides``:
     further channels (C, D, H, W) in 0..1 of fixed and moving that shall match, from segmentations. ``landmarks``:
     (n, 3) continuous array indices of fixed points and the displacement (n, 3) in mm along the axes that they need.
+    ``seen``: boolean (D, H, W), what both images show, where one cuts the other short; None otherwise.
     """
 
     grid: Grid
@@ -29,10 +30,12 @@ class Pair:
     moving_mask: np.ndarray
     guides: tuple[np.ndarray, np.ndarray] | None = None
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
+    seen: np.ndarray | None = None
 
     def key(self) -> str:
         """Hash of everything that the features and the search depend on."""
-        return self.encoder_key + _digest(self.fixed_mask, self.moving_mask, *(self.guides or ()))
+        seen = () if self.seen is None else (self.seen,)
+        return self.encoder_key + _digest(self.fixed_mask, self.moving_mask, *(self.guides or ()), *seen)
 
     @cached_property
     def encoder_key(self) -> str:

@@ -28,10 +28,11 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry, own_model
 from . import boxes, linear
+from .ahead import SIDES, Ahead
 from .boxes import BoxLike
 from .content import content_hash
 from .deformable import Deformation, deform
-from .forecast import expected_seconds
+from .forecast import Forecast
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
 from .preparation import prepare_pair, working_voxels
@@ -70,6 +71,7 @@ def register(
     progress: Progress | None = None,
     cache: Cache | None = None,
     on_found: Callable[[Registration], None] | None = None,
+    begun: Ahead | None = None,
 ) -> Registration:
     """Find the transform that takes fixed points to moving points.
 
@@ -90,6 +92,7 @@ def register(
         on_found: gets the result as soon as its transform is known and before anything is measured: ``warped``,
             ``metrics`` and ``quality`` are still empty then.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
+        begun: of `ahead.begin` with the same arguments, where these have been read already.
 
     Raises:
         InputError: for input that cannot be used, before any long work starts.
@@ -103,45 +106,52 @@ def register(
     )
     around = boxes.require_boxes(fixed_box, moving_box, fixed_box_mask, moving_box_mask)
     _require_heeded(settings, guided[1], moving_mask is not None or exclude_moving is not None)
-    if settings.deformable:
-        _require_networks(settings, download, progress)
+    _require_networks(settings, download, progress)
     with cpu_threads(settings.threads), out_of_memory_explained(device):
         with progress.stage("load", 0.03):
-            inputs = read_inputs(
-                fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask, moving_mask=moving_mask,
-                exclude_fixed=exclude_fixed, exclude_moving=exclude_moving, fixed_labels=fixed_labels,
-                moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points,
-                fixed_box_mask=fixed_box_mask, moving_box_mask=moving_box_mask,
+            ahead = begun or Ahead(
+                read_inputs(
+                    fixed, moving, initial_transform=initial_transform, fixed_mask=fixed_mask,
+                    moving_mask=moving_mask, exclude_fixed=exclude_fixed, exclude_moving=exclude_moving,
+                    fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
+                    moving_points=moving_points, fixed_box_mask=fixed_box_mask, moving_box_mask=moving_box_mask,
+                ),
+                settings,
             )  # fmt: skip
-            progress.expect(expected_seconds(inputs, settings, device))
+            inputs = ahead.inputs
+            forecast = Forecast(inputs, settings, device, around is not None)
+            progress.expect(forecast.seconds)
         with progress.stage("segment", 0.3 if around is not None or settings.anatomy else 0.0):
             regions = _look(inputs, around, settings, device, progress, cache)
         with progress.stage("align", 0.12):
             images, masks = content_hash(inputs.fixed, inputs.moving, inputs.initial), content_hash(*inputs.guidance())
             look_ahead(cache, images, masks, inputs, settings, device, progress, _previewer)
             key = ("linear", images, masks, _aligning(settings))
-            transform, facts = cache.get(key, lambda: _align(inputs, regions, settings, progress))
+            if cache.find(key) is None:
+                ahead.start()
+            transform, facts = cache.get(key, lambda: _align(ahead, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
-        pair, deformation, warnings = _deform(inputs, transform, key, guided, settings, device, progress, cache)
+        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
         with progress.stage("output", 0.15):
-            facts["guided"] = any(guided) or inputs.fixed_box_mask is not None
+            facts |= {"guided": any(guided), "boxed": inputs.fixed_box_mask is not None}
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
             if on_found is not None:
                 on_found(result)
             measure(result, inputs, deformation, settings, progress)
+        forecast.learn(progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
 
 
 def _require_networks(settings: Settings, download: bool, progress: Progress) -> None:
     """Raise for an encoder or anatomy network that cannot run, after fetching what may be fetched."""
-    for name, _ in settings.encoders:
+    for name, _ in settings.encoders if settings.deformable else ():
         if download and not own_model(name) and entry(name).weights is not None:
             store.download(name, accept_licence=True, progress=progress)
         require(name, settings.encoder_layers)
@@ -269,15 +279,10 @@ def _look(
 
 
 def _align(
-    inputs: Inputs, regions: RegionPair | None, settings: Settings, progress: Progress
+    ahead: Ahead, regions: RegionPair | None, settings: Settings, progress: Progress
 ) -> tuple[sitk.Transform, dict[str, Any]]:
-    sides = [
-        linear.prepare(image, mask, None if kind == "auto" else kind, window)
-        for image, mask, kind, window in (
-            (inputs.fixed, inputs.fixed_mask, settings.fixed_intensity, settings.fixed_window),
-            (inputs.moving, inputs.moving_mask, settings.moving_intensity, settings.moving_window),
-        )
-    ]
+    inputs = ahead.inputs
+    sides = [ahead.side(name) for name in SIDES]
     descriptors = linear.DescriptorPair(*sides)
     with progress.stage("start", 0.25):
         given = inputs.initial
@@ -306,7 +311,7 @@ def _align(
 
 
 def _deform(
-    inputs: Inputs,
+    ahead: Ahead,
     linear: sitk.Transform,
     content: Hashable,
     guided: tuple[bool, bool],
@@ -320,13 +325,13 @@ def _deform(
     When memory runs out on a grid that nobody asked for, one of half as many voxels is taken instead.
     """
     preview = _previewer(linear, progress)
-    guides = any(guided) or inputs.fixed_box_mask is not None
+    guides = any(guided) or ahead.inputs.fixed_box_mask is not None
     wanted = str([settings.to_dict(), guided]) if guides else _preparing(settings)
 
     def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
         with progress.stage("prepare", 0.05):
             key = ("pair", content, wanted, voxels)
-            pair = cache.get(key, lambda: prepare_pair(inputs, linear, settings, voxels, *guided))
+            pair = cache.get(key, lambda: prepare_pair(ahead, linear, settings, voxels, *guided))
         try:
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)

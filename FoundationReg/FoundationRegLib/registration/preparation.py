@@ -15,17 +15,12 @@ from ..errors import InputError
 from ..evaluation import metrics
 from ..images.conversion import grid_of, image_from_array
 from ..images.inversion import inverse_points
-from ..images.preprocessing import (
-    MOST_VOXELS,
-    default_spacing,
-    foreground_mask,
-    intensity_kind,
-    scale_intensity,
-    working_grid,
-)
+from ..images.preprocessing import MOST_VOXELS, default_spacing, working_grid
 from ..images.resampling import resample_to_grid, validity
 from ..numerics.devices import memory_limit
+from ..numerics.parallel import each
 from ..settings import Settings
+from .ahead import SIDES, Ahead
 from .inputs import Inputs
 from .pair import Pair
 from .pyramid import lattice_multiple
@@ -40,32 +35,34 @@ def working_voxels(settings: Settings, device: torch.device) -> int:
 
 
 def prepare_pair(
-    inputs: Inputs, linear: sitk.Transform, settings: Settings, voxels: int, by_labels: bool, by_points: bool
+    ahead: Ahead, linear: sitk.Transform, settings: Settings, voxels: int, by_labels: bool, by_points: bool
 ) -> Pair:
-    """Both images on the working grid, the moving one through the linear stage.
+    """Both images of ``ahead`` on the working grid, the moving one through the linear stage.
 
     ``by_labels``, ``by_points``: the inputs have them on both sides, and they guide.
     """
-    kinds, bodies = {}, {}
-    arrays = {side: sitk.GetArrayFromImage(getattr(inputs, side)).astype(np.float32) for side in ("fixed", "moving")}
-    for side, array in arrays.items():
-        wanted = getattr(settings, f"{side}_intensity")
-        kinds[side] = intensity_kind(array) if wanted == "auto" else wanted
-        bodies[side] = foreground_mask(array, kinds[side], grid_of(getattr(inputs, side)).spacing)
-    grid = _working_grid(inputs, bodies["fixed"], settings, voxels)
-    sides: dict[str, np.ndarray] = {}
-    for side, array in arrays.items():
-        image, through = getattr(inputs, side), linear if side == "moving" else None
-        window = getattr(settings, f"{side}_window")
-        scaled = image_from_array(scale_intensity(array, kinds[side], window, bodies[side]), grid_of(image))
-        sides[side] = resample_to_grid(scaled, grid, through, background=0.0)
+    inputs = ahead.inputs
+    details = dict(zip(SIDES, each(ahead.detail, SIDES), strict=True))
+    grid = _working_grid(inputs, details["fixed"].body, settings, voxels)
+
+    def placed(side: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        image, through, found = getattr(inputs, side), linear if side == "moving" else None, details.pop(side)
         inside = validity(image, grid, through)
-        body = _mask_on(image_from_array(bodies[side], grid_of(image)), grid, through)
-        sides[f"{side}_body"] = body if settings.body_mask and body.any() else inside
-        sides[f"{side}_mask"] = _similarity_mask(inputs, side, sides[f"{side}_body"], inside, grid, through)
+        body = _mask_on(image_from_array(found.body, grid_of(image)), grid, through)
+        body = body if settings.body_mask and body.any() else inside
+        arrays = {
+            side: resample_to_grid(found.scaled, grid, through, background=0.0),
+            f"{side}_body": body,
+            f"{side}_mask": _similarity_mask(inputs, side, body, inside, grid, through),
+        }
+        return arrays, inside
+
+    (fixed, fixed_seen), (moving, moving_seen) = each(placed, SIDES)
+    seen = fixed_seen & moving_seen
+    cut = seen[fixed["fixed_body"]].mean() < METHOD.least_seen
     guides = _guides(inputs, grid, linear, by_labels)
     landmarks = _landmarks(inputs, grid, linear) if by_points else None
-    return Pair(grid, **sides, guides=guides, landmarks=landmarks)
+    return Pair(grid, **fixed, **moving, guides=guides, landmarks=landmarks, seen=seen if cut else None)
 
 
 def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: int) -> Grid:

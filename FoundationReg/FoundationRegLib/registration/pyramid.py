@@ -50,6 +50,7 @@ class FeaturePyramid:
         self.rasters, self.cache = rasters, cache
         files = [fingerprint(name) for name, _ in settings.encoders]
         self.key = (pair.key(), encoder_options(settings, device), str([settings.encoders, files]))
+        self._masks: dict[tuple[str, int], Tensor] = {}
         self._shown = (pair.encoder_key, encoder_options(settings, device))
 
     @property
@@ -72,7 +73,13 @@ class FeaturePyramid:
 
     def mask(self, side: str, factor: int) -> Tensor:
         """Share (d, h, w), 0 to 1, of the mask of ``side`` (fixed or moving) in each voxel of the level."""
-        return self.pooled(getattr(self.pair, f"{side}_mask"), factor)
+        if (side, factor) in self._masks:
+            return self._masks[side, factor]
+        mask = self.pooled(getattr(self.pair, f"{side}_mask"), factor)
+        # That of the finest level would take much memory and hardly any time.
+        if factor > 1:
+            self._masks[side, factor] = mask
+        return mask
 
     def pooled(self, array: np.ndarray | Tensor, factor: int) -> Tensor:
         """Mean over blocks of ``factor`` voxels of (D, H, W) or (C, D, H, W), on the device."""
@@ -117,12 +124,14 @@ class FeaturePyramid:
         """Both images' grey values, normalised under a Gaussian of ``sigma`` voxels of the level.
 
         Their squared difference is local cross-correlation (Avants et al., Med. Image Anal. 2008), which places the
-        edges of one contrast more exactly than MIND.
+        edges of one contrast more exactly than MIND. Only what both images show counts: of a head that one image cuts,
+        the Gaussian would otherwise take the missing part for a dark one.
         """
 
         def compute() -> FeaturePair:
             images = (self.pooled(image, factor) for image in (self.pair.fixed, self.pair.moving))
-            normalised = [local_normalised(image, sigma) for image in images]
+            seen = None if self.pair.seen is None else self.pooled(self.pair.seen, factor)
+            normalised = [local_normalised(image, sigma, seen) for image in images]
             return FeaturePair(*standardised(*normalised, self.mask("fixed", factor)))
 
         return self.cache.get(("grey", factor, sigma, *self.key), compute)

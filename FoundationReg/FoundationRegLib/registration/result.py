@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +15,13 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..errors import InputError
 from ..evaluation import metrics
-from ..features.raster import FeatureRaster, resample_features
 from ..images.conversion import grid_of, image_from_array
-from ..images.resampling import resample_to_grid, warp
+from ..images.resampling import warp
 from ..images.transforms import compose_field
 from ..native import library
 from ..settings import Settings
-from ..weights.catalogue import catalogue
 from .deformable import Deformation
+from .feature_review import encode_for_review, feature_pictures
 from .inputs import Inputs
 from .inverse import inverse_transform
 from .pair import Pair
@@ -92,6 +89,13 @@ class Registration:
             raise InputError("The features of this registration are gone; register again to ask or to correct it.")
         return self.workspace
 
+    def show_features(self, encoder: str, progress: Progress | None = None) -> None:
+        """Encode both images with ``encoder``, which took no part: its ``features`` are added, and `correspondence` may
+        ask it. The transform stays. Raises `InputError`, `WeightsError` and `Cancelled`."""
+        pictures, self.feature_grid, digest = encode_for_review(self._workspace(), encoder, progress)
+        self.features |= pictures
+        self.record.setdefault("weights_sha256_shown", {})[encoder] = digest
+
     def inverse(self) -> sitk.DisplacementFieldTransform:
         """The numerical inverse: maps moving points to fixed points, over the whole moving image.
 
@@ -141,7 +145,7 @@ def build_result(
     if regions is not None:
         record["anatomy"] = {"network": regions.network, "sha256": regions.sha256, "believed": regions.believed}
     boxed = (inputs.fixed_box_mask, inputs.moving_box_mask) if inputs.fixed_box_mask is not None else None
-    pictures, picture_grid = _feature_pictures(deformation.rasters, pair)
+    pictures, picture_grid = feature_pictures(deformation.rasters, pair)
     workspace = None
     # The features were taken after the linear stage: they say nothing about a result without it.
     if settings.deformable and trust.kept != "before":
@@ -224,27 +228,3 @@ def _lattice(fixed: sitk.Image, nodes: Grid) -> Grid:
     before = np.maximum(0, np.ceil(-ends.min(axis=0) - 1e-6)).astype(int)
     after = np.maximum(0, np.ceil(ends.max(axis=0) - np.array(nodes.shape) + 1 - 1e-6)).astype(int)
     return nodes.padded(before, after)
-
-
-def _feature_pictures(rasters: dict[str, tuple[FeatureRaster, FeatureRaster]], pair: Pair):
-    """The first three principal components of both images as RGB (z, y, x, 3), black outside the body."""
-    grid = pair.grid.with_spacing(max(2.0, float(pair.grid.spacing[0])))
-    pictures = {}
-    for encoder, sides in rasters.items():
-        # Of one's own model not the whole path: names of scene nodes and their references are made of it.
-        name = encoder if encoder in catalogue() else re.sub(r"[^\w.+-]+", "_", Path(encoder).name)
-        placed = [resample_features(raster, grid)[:3].cpu().numpy() for raster in sides]
-        bodies = [
-            resample_to_grid(image_from_array(body, pair.grid), grid, None, "nearest", 0) > 0
-            for body in (pair.fixed_body, pair.moving_body)
-        ]
-        inside = np.concatenate([values[:, body] for values, body in zip(placed, bodies, strict=True)], axis=1)
-        low, high = np.percentile(inside, [1, 99], axis=1)
-        pictures[name] = {}
-        for side, values, body in zip(("fixed", "moving"), placed, bodies, strict=True):
-            scaled = (np.moveaxis(values, 0, -1) - low) / np.maximum(high - low, 1e-6)
-            rgb = (scaled.clip(0, 1) * 255).astype(np.uint8)
-            if rgb.shape[-1] < 3:
-                rgb = np.repeat(rgb[..., :1], 3, axis=-1)
-            pictures[name][side] = rgb * body[..., None]
-    return pictures, grid if pictures else None

@@ -1,7 +1,8 @@
 """A first look at what other settings or masks change, from the last run on the same images.
 
 While the full result is computed anew, the coarsest level is refined from where it was left, with what was chosen now:
-the smoothness, the weights of what refines, and the masks can be seen at once.
+the smoothness and the masks can be seen at once. Weights of encoders decide in the search, so that comes first when
+they change, from the features that are still there; the full result takes it over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from ..core.cache import Cache
 from ..core.progress import Progress
 from ..settings import Settings
-from .deformable import Deformation, FieldObserver, refine_level
+from .deformable import Deformation, FieldObserver, refine_level, searched
+from .encoding import is_mind
 from .inputs import Inputs
 from .pair import Pair
 from .preparation import with_masks
@@ -64,4 +66,13 @@ def look_ahead(
     if kept is None:
         return
     quiet = Progress(on_preview=progress.preview, should_cancel=progress.cancelled)
-    refine_level(pyramid, max(before.settings.levels), *kept, quiet, on_field)
+    field_mm, grey = kept
+    if settings.encoders != before.settings.encoders:
+        known = set(last.deformation.rasters)
+        if settings.search_range_mm <= 0 or any(
+            not is_mind(name) and name not in known for name, _ in settings.encoders
+        ):
+            return
+        field_mm, _ = searched(pyramid, quiet)
+        on_field("search", field_mm, pyramid.grid_like(field_mm))
+    refine_level(pyramid, max(before.settings.levels), field_mm, grey, quiet, on_field)

@@ -233,18 +233,22 @@ def choose(candidates: dict[str, sitk.Transform], facts: dict[str, Any], guided:
 
     ``after`` unless another has a clearly lower failure score, which is only asked where its own is not low, or, where
     `keep_supported` found nothing that speaks for the linear stage, unless it does not look wrong itself. What the user
-    ``guided`` is not replaced. ``facts`` are those of `keep_supported`; a pair that matches better mirrored looks
-    wrong, however well it was bent.
+    ``guided`` by labels or landmarks is not replaced. Boxes (``boxed`` of ``facts``) say where an organ lies, and that
+    is not undone; but their masks are a guess, and where nothing in the images speaks for the linear stage, nothing
+    speaks for bending by them either. ``facts`` are those of `keep_supported`; a pair that matches better mirrored
+    looks wrong, however well it was bent.
     """
     kept = "after"
     evidence = {kept: facts["witness"].evidence(candidates[kept])}
-    if failure_score(evidence[kept]) >= METHOD.clearly_safer:
+    if "rest" in facts or failure_score(evidence[kept]) >= METHOD.clearly_safer:
         # Below that, no other can be clearly safer.
         rest = {name: transform for name, transform in candidates.items() if name != kept}
         evidence |= {name: facts["witness"].evidence(transform) for name, transform in rest.items()}
     scores = {name: failure_score(values) for name, values in evidence.items()}
     met = {name for name, values in evidence.items() if values["covered"] >= METHOD.least_cover}
-    if not guided:
+    if facts.get("boxed") and not guided:
+        kept = facts.get("rest", kept)
+    elif not guided:
         rivals = [name for name in scores if name in met and scores[name] < scores["after"] - METHOD.clearly_safer]
         if rivals:
             kept = min(rivals, key=scores.get)
@@ -259,7 +263,7 @@ def warnings_of(trust: Trust) -> list[str]:
     found = []
     if trust.kept != "after":
         what = {"linear": "linear alignment", "before": "start"}[trust.kept]
-        found.append(f"The deformed result looked worse than the {what}, which is what you get instead.")
+        found.append(f"The deformed result looked worse or nothing spoke for it; you get the {what} instead.")
     if trust.verdict != "right":
         found.append(f"{trust.sentence}: compare the images before you use the result.")
     return found

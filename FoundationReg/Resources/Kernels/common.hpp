@@ -48,6 +48,8 @@ inline Lanes<N> operator*(Lanes<N> a, Lanes<N> b) { return each_lane<N>([&](int 
 template <int N>
 inline Lanes<N> operator*(Lanes<N> a, float b) { return each_lane<N>([&](int n) { return a[n] * b; }); }
 template <int N>
+inline Lanes<N> operator-(Lanes<N> a, float b) { return each_lane<N>([&](int n) { return a[n] - b; }); }
+template <int N>
 inline Lanes<N> operator*(float a, Lanes<N> b) { return b * a; }
 template <int N>
 inline Lanes<N>& operator+=(Lanes<N>& a, Lanes<N> b) { return a = a + b; }

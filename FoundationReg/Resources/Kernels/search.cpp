@@ -13,50 +13,109 @@ int mirrored(int n, int count) {
     return std::clamp(n, 0, count - 1);
 }
 
-inline void five(const float* a, const float* b, const float* c, const float* d, const float* e, float* __restrict out,
+// `count` must be whole vectors.
+inline void five(const float* a, const float* b, const float* c, const float* d, const float* e, float* out,
                  ptrdiff_t count) {
-    for (ptrdiff_t n = 0; n < count; n++) out[n] = 3.0f * c[n] + (2.0f * (b[n] + d[n]) + (a[n] + e[n]));
+    for (ptrdiff_t n = 0; n < count; n += 8) {
+        const Lanes8 near = load<Lanes8>(b + n) + load<Lanes8>(d + n), far = load<Lanes8>(a + n) + load<Lanes8>(e + n);
+        store(out + n, 3.0f * load<Lanes8>(c + n) + (2.0f * near + far));
+    }
 }
 
-// Both smoothings of a volume whose plane z is made by raw(z, plane), times the number of nodes summed over.
-class TwiceSmoothed {
-public:
-    TwiceSmoothed(Lattice l)
-        : l(l), plane(room<float>(size_t(l.h) * l.w)), padded(room<float>(l.w + 4)),
-          volume(room<float>(size_t(l.voxels()))) {}
-    bool failed() const { return !plane || !padded || !volume; }
+// `count` rounded up to whole vectors.
+inline int whole_vectors(int count) { return (count + 7) / 8 * 8; }
 
-    template <class Raw>
-    void run(const Raw& raw, float* out) {
-        const ptrdiff_t w = l.w, area = ptrdiff_t(l.h) * w;
+// A copy of `from` (rows, width) whose rows are `across` long, zeros behind their ends.
+std::unique_ptr<float[]> widened(const float* from, ptrdiff_t rows, int width, int across) {
+    auto to = room<float>(size_t(rows) * across);
+    for (ptrdiff_t y = 0; to && y < rows; y++) {
+        std::copy_n(from + y * width, width, to.get() + y * across);
+        std::fill_n(to.get() + y * across + width, across - width, 0.0f);
+    }
+    return to;
+}
+
+// The costs of one candidate after the other. Rows are held in whole vectors, so that no loop has an odd rest.
+class Costs {
+public:
+    struct Problem {
+        Lattice l, padded;
+        // fixed (channels, d, h, across), weight (d, h, across); moving and energy end with 8 numbers more than they
+        // have, since whole vectors are read.
+        const float *fixed, *moving, *energy, *weight, *share;
+        int channels;
+    };
+
+    explicit Costs(const Problem& p)
+        : p(p), l(p.l), across(whole_vectors(l.w)), area(ptrdiff_t(l.h) * across), raw(room<float>(across + 4)),
+          plane(room<float>(size_t(area))), volume(room<float>(size_t(area) * l.d)), line(room<float>(across)) {}
+    bool failed() const { return !raw || !plane || !volume || !line; }
+
+    void run(const int32_t* offset, float* out) {
+        const int lead[3] = {(p.padded.d - l.d) / 2, (p.padded.h - l.h) / 2, (p.padded.w - l.w) / 2};
         for (int z = 0; z < l.d; z++) {
-            raw(z, plane.get());
-            for (int y = 0; y < l.h && w > 1; y++) along_row(plane.get() + y * w);
+            for (int y = 0; y < l.h; y++) {
+                const ptrdiff_t there =
+                    p.padded.index(z + lead[0] + offset[0], y + lead[1] + offset[1], lead[2] + offset[2]);
+                difference((ptrdiff_t(z) * l.h + y) * across, there);
+                along_row(plane.get() + y * across);
+            }
             float* to = volume.get() + z * area;
-            if (l.h == 1) std::copy_n(plane.get(), area, to);
-            for (int y = 0; y < l.h && l.h > 1; y++) {
-                auto row = [&](int n) { return plane.get() + mirrored(y + n, l.h) * w; };
-                five(row(-2), row(-1), row(0), row(1), row(2), to + y * w, w);
+            for (int y = 0; y < l.h; y++) {
+                auto row = [&](int n) { return plane.get() + ptrdiff_t(mirrored(y + n, l.h)) * across; };
+                if (l.h > 1)
+                    five(row(-2), row(-1), row(0), row(1), row(2), to + y * across, across);
+                else
+                    std::copy_n(row(0), across, to);
             }
         }
-        if (l.d == 1) std::copy_n(volume.get(), area, out);
-        for (int z = 0; z < l.d && l.d > 1; z++) {
-            auto at = [&](int n) { return volume.get() + mirrored(z + n, l.d) * area; };
-            five(at(-2), at(-1), at(0), at(1), at(2), out + z * area, area);
-        }
+        const float mean = 1.0f / ((l.d > 1 ? 9.0f : 1.0f) * (l.h > 1 ? 9.0f : 1.0f) * (l.w > 1 ? 9.0f : 1.0f));
+        for (int z = 0; z < l.d; z++)
+            for (int y = 0; y < l.h; y++) {
+                auto at = [&](int n) { return volume.get() + mirrored(z + n, l.d) * area + y * across; };
+                const float* smoothed = at(0);
+                if (l.d > 1) {
+                    five(at(-2), at(-1), at(0), at(1), at(2), line.get(), across);
+                    smoothed = line.get();
+                }
+                const ptrdiff_t row = l.index(z, y, 0);
+                for (int x = 0; x < l.w; x++) out[row + x] = smoothed[x] * mean * p.share[row + x];
+            }
     }
-    // By how much run's sums are larger than means.
-    float sum_of() const { return (l.d > 1 ? 9.0f : 1.0f) * (l.h > 1 ? 9.0f : 1.0f) * (l.w > 1 ? 9.0f : 1.0f); }
 
 private:
-    void along_row(float* row) {
-        float* p = padded.get();
-        std::copy_n(row, l.w, p + 2);
-        for (int n : {-2, -1, l.w, l.w + 1}) p[n + 2] = row[mirrored(n, l.w)];
-        five(p, p + 1, p + 2, p + 3, p + 4, row, l.w);
+    // (energy - 2 fixed . moving) * weight of one row, which begins `here` in the lattice and `there` in the padded one.
+    void difference(ptrdiff_t here, ptrdiff_t there) {
+        const ptrdiff_t all = area * l.d, padded = p.padded.voxels();
+        for (int x = 0; x < across; x += 8) {
+            Lanes8 sum = {};
+            const float *f = p.fixed + here + x, *m = p.moving + there + x;
+            for (int c = 0; c < p.channels; c++, f += all, m += padded) sum += load<Lanes8>(f) * load<Lanes8>(m);
+            const Lanes8 rest = load<Lanes8>(p.energy + there + x) - (sum + sum);
+            store(raw.get() + 2 + x, rest * load<Lanes8>(p.weight + here + x));
+        }
     }
+
+    void along_row(float* to) {
+        float* r = raw.get();
+        if (l.w == 1) {
+            std::copy_n(r + 2, across, to);
+            return;
+        }
+        const float ends[4] = {r[2 + mirrored(-2, l.w)], r[2 + mirrored(-1, l.w)], r[2 + mirrored(l.w, l.w)],
+                               r[2 + mirrored(l.w + 1, l.w)]};
+        r[0] = ends[0];
+        r[1] = ends[1];
+        r[l.w + 2] = ends[2];
+        r[l.w + 3] = ends[3];
+        five(r, r + 1, r + 2, r + 3, r + 4, to, across);
+    }
+
+    const Problem& p;
     const Lattice l;
-    std::unique_ptr<float[]> plane, padded, volume;
+    const int across;
+    const ptrdiff_t area;
+    std::unique_ptr<float[]> raw, plane, volume, line;
 };
 
 // One smoothing along an axis: out = low + here + high.
@@ -114,7 +173,7 @@ private:
 };
 
 // Nodes that are looked at together for their best candidate.
-const int GROUP = 128;
+const int GROUP = 256;
 
 }  // namespace
 
@@ -141,34 +200,25 @@ KERNEL int candidate_costs(const float* fixed, const float* moving, const float*
                            const float* weight, const float* share, float* cost, const int64_t* shape,
                            const int64_t* padded_shape, int channels, int count, int threads) {
     const Lattice l(shape), padded(padded_shape);
-    const int reach[3] = {(padded.d - l.d) / 2, (padded.h - l.h) / 2, (padded.w - l.w) / 2};
+    const int across = whole_vectors(l.w);
+    const ptrdiff_t rows = ptrdiff_t(l.d) * l.h;
+    auto own = widened(fixed, channels * rows, l.w, across), counted = widened(weight, rows, l.w, across);
+    auto other = room<float>(size_t(channels) * padded.voxels() + 8), power = room<float>(size_t(padded.voxels()) + 8);
+    auto factor = room<float>(size_t(l.voxels()));
+    if (!own || !counted || !other || !power || !factor) return 1;
+    std::fill_n(std::copy_n(moving, channels * padded.voxels(), other.get()), 8, 0.0f);
+    std::fill_n(std::copy_n(energy, padded.voxels(), power.get()), 8, 0.0f);
+    for (ptrdiff_t n = 0; n < l.voxels(); n++) factor[n] = 1.0f / share[n];
+    const Costs::Problem problem{l,           padded,        own.get(), other.get(),
+                                 power.get(), counted.get(), factor.get(), channels};
     const int workers = std::max(1, std::min(threads, count));
     std::atomic<int> next{0};
     std::atomic<bool> worked{true};
     side_by_side(workers, workers, [&](int) {
-        TwiceSmoothed smoothed(l);
-        if (smoothed.failed()) worked = false;
-        for (int k; worked && (k = next.fetch_add(1)) < count;) {
-            const int32_t* o = offsets + 3 * ptrdiff_t(k);
-            auto raw = [&](int z, float* plane) {
-                for (int y = 0; y < l.h; y++) {
-                    const ptrdiff_t here = l.index(z, y, 0);
-                    const ptrdiff_t there = padded.index(z + reach[0] + o[0], y + reach[1] + o[1], reach[2] + o[2]);
-                    float* __restrict row = plane + ptrdiff_t(y) * l.w;
-                    for (int x = 0; x < l.w; x++) row[x] = 0.0f;
-                    for (int c = 0; c < channels; c++) {
-                        const float *f = fixed + c * l.voxels() + here, *m = moving + c * padded.voxels() + there;
-                        for (int x = 0; x < l.w; x++) row[x] += f[x] * m[x];
-                    }
-                    const float *e = energy + there, *counted = weight + here;
-                    for (int x = 0; x < l.w; x++) row[x] = (e[x] - 2.0f * row[x]) * counted[x];
-                }
-            };
-            float* __restrict out = cost + k * l.voxels();
-            smoothed.run(raw, out);
-            const float mean = 1.0f / smoothed.sum_of();
-            for (ptrdiff_t n = 0; n < l.voxels(); n++) out[n] = out[n] * mean / share[n];
-        }
+        Costs costs(problem);
+        if (costs.failed()) worked = false;
+        for (int k; worked && (k = next.fetch_add(1)) < count;)
+            costs.run(offsets + 3 * ptrdiff_t(k), cost + k * l.voxels());
     });
     return worked ? 0 : 1;
 }

@@ -9,7 +9,7 @@ const int SLAB = 8;
 
 struct System {
     Lattice l;
-    const float *curvature, *weight;  // (6: zz zy zx yy yx xx, nodes), (nodes) or null
+    const float *curvature, *weight;  // (6: zz zy zx yy yx xx, nodes) and (nodes), or null
     float diffusion, bending;
     int threads;
 
@@ -115,11 +115,15 @@ private:
             negative_laplacian<true>(s, v + c * all, z, y, stretch);
         else
             negative_laplacian<false>(s, v + c * all, z, y, stretch);
+        float* __restrict to = out + c * all + at;
+        if (!s.curvature) {
+            for (ptrdiff_t x = 0; x < w; x++) to[x] = s.diffusion * stretch[x] + s.bending * bend[x];
+            return;
+        }
         static const int ROWS[3][3] = {{0, 1, 2}, {1, 3, 4}, {2, 4, 5}};
         const float* rows[3];
         for (int n = 0; n < 3; n++) rows[n] = s.curvature + ROWS[c][n] * all + at;
         const float *a = v + at, *b = a + all, *e = b + all;
-        float* __restrict to = out + c * all + at;
         for (ptrdiff_t x = 0; x < w; x++)
             to[x] = rows[0][x] * a[x] + rows[1][x] * b[x] + rows[2][x] * e[x] + s.diffusion * stretch[x] +
                     s.bending * bend[x];
@@ -247,6 +251,21 @@ private:
 };
 
 }  // namespace
+
+// out (3, d, h, w): half the gradient of the regulariser's energy at `field`; `weight` (d, h, w) of it, or null.
+KERNEL int regulariser_gradient(const float* field, const float* weight, float* out, const int64_t* shape,
+                                float diffusion, float bending, int threads) {
+    const System system{Lattice(shape), nullptr, weight, diffusion, bending, threads};
+    std::atomic<bool> worked{true};
+    system.by_slab([&](int, int z0, int z1) {
+        Operator gradient(system);
+        if (gradient.failed())
+            worked = false;
+        else
+            gradient.apply(field, out, z0, z1);
+    });
+    return worked ? 0 : 1;
+}
 
 // step (3, d, h, w): `steps` conjugate gradient steps towards curvature step + regulariser(step) = right, from what it
 // holds where `started`, else from zero. `weight` (d, h, w) of the regulariser's energy, or null.

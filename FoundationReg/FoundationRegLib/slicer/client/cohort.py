@@ -6,6 +6,7 @@ Needs neither Qt nor Slicer. `CohortProcess.poll` hands over what was said, on t
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import queue
@@ -124,3 +125,12 @@ def finished_results(folder: str | Path) -> list[dict]:
             names = {name: facts[name] for name in ("id", "variant", "fixed", "moving")}
             found.append({**names, "folder": record.parent})
     return found
+
+
+def failed_results(folder: str | Path) -> dict[str, str]:
+    """Pair -> why it has no result, of a run's ``folder``."""
+    try:
+        with (Path(folder) / "failures.csv").open(encoding="utf-8-sig", newline="") as file:
+            return {row["id"]: row["reason"] for row in csv.DictReader(file)}
+    except (OSError, KeyError):
+        return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import slicer
 from slicer.i18n import tr as _
 
-from ..scene import extras, results, segmentations
+from ..scene import extras, predicted, results, segmentations
 from .answers import load_array
 from .request import RegistrationRequest, RegistrationResult
 
@@ -19,6 +19,9 @@ def take_arrays(event: dict, keep: bool) -> dict:
     arrays = {key: load_array(event.pop(key), keep) for key in single if event.get(key)}
     for key in _PAIRS:
         arrays[key] = {side: load_array(value, keep) for side, value in (event.pop(key, None) or {}).items()}
+    if regions := event.pop("regions", None):
+        sides = {side: load_array(regions[side], keep) for side in ("fixed", "moving") if side in regions}
+        arrays["regions"] = regions | sides
     arrays["features"] = {
         encoder: {side: load_array(value, keep) for side, value in pair.items()}
         for encoder, pair in event.pop("features", {}).items()
@@ -29,7 +32,7 @@ def take_arrays(event: dict, keep: bool) -> dict:
 def fill_extras(
     answer: RegistrationResult, owner, name: str, request: RegistrationRequest, arrays: dict, loss: dict
 ) -> None:
-    """Chart, Jacobian, uncertainty and features of the result ``owner``."""
+    """Chart, Jacobian, uncertainty, predicted regions and features of the result ``owner``."""
     if any(loss.values()):
         answer.chartNode = results.set_loss_chart(owner, loss, name)
     for kind in ("jacobian", "uncertainty"):  # of an earlier run, and no longer true
@@ -46,6 +49,8 @@ def fill_extras(
     for kind in ("jacobian", "uncertainty"):
         if (node := extras.find(owner, kind)) is not None and node.GetSaveWithScene():
             extras.file_away(owner, node)
+    found = arrays.get("regions")
+    answer.regionNodes = predicted.set_regions(owner, found, request.fixed, request.moving, arrays["transform"])
     if not request.features:
         return
     owner.SetAttribute(results.ENCODERS_ATTRIBUTE, ";".join(arrays["features"]))

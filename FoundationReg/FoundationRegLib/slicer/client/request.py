@@ -161,7 +161,8 @@ class RegistrationResult:
     """What a registration left in the scene. Nodes that were not asked for are None.
 
     ``metrics``: ``{"before": {...}, "after": {...}}``. ``record``: settings, versions, seed, seconds per stage.
-    ``boxMaskNodes``: by side, segmentations of what was predicted in the boxes.
+    ``regionNodes``: segmentations of what an anatomy network named, as ``fixed``, ``moving`` and ``after``, the moving
+    ones as registered. ``boxMaskNodes``: by side, segmentations of what was predicted in the boxes.
     ``run``: what the worker knows it by, as long as it keeps the features.
     """
 
@@ -171,6 +172,7 @@ class RegistrationResult:
     tableNode: Any = None
     chartNode: Any = None
     featureNodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    regionNodes: dict[str, Any] = field(default_factory=dict)
     boxMaskNodes: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict] = field(default_factory=dict)
     record: dict = field(default_factory=dict)

@@ -25,6 +25,7 @@ class Session:
         self._probing: int | None = None
         self._next_probe: tuple | None = None
         self._correcting: int | None = None
+        self._encoding: int | None = None
         self.forgotten = False
 
     @property
@@ -60,6 +61,31 @@ class Session:
 
         point = [float(value) for value in point]
         self._probing = self._channel.ask(handle, "probe", run=self.run, point=point, side=side, encoder=encoder)
+
+    def encode(
+        self, encoder: str, answer: Callable[[dict | Exception], None], on_progress: Callable[[dict], None]
+    ) -> None:
+        """Encode both volumes with an ``encoder`` that took no part; ``answer`` gets its ``features`` by side."""
+        if not self.alive:
+            answer(self._gone())
+            return
+
+        def handle(event: dict) -> None:
+            if event["event"] == "progress":
+                on_progress(event)
+            elif event["event"] in ("result", "error"):
+                self._encoding = None
+                failed = event["event"] == "error"
+                answer(self._error(event) if failed else {side: load_array(a) for side, a in event["features"].items()})
+
+        self._encoding = self._channel.ask(handle, "encode", run=self.run, encoder=encoder)
+
+    def cancel_encoding(self) -> bool:
+        """Give up what `encode` began; the worker keeps what it has. Whether there was something to give up."""
+        if self._encoding is None or not self.alive:
+            return False
+        self._channel.process.send("cancel", target=self._encoding)
+        return True
 
     def correct(
         self,

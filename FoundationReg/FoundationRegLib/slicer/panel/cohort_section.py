@@ -25,6 +25,15 @@ _CHOICES = (
 PRESET, PRESET_AND_MIND, EVERYTHING = range(3)
 
 
+def settings_arguments(node, folder: Path) -> list[str]:
+    """Arguments of the command line for the settings of the parameter node ``node``, written into ``folder``."""
+    settings = parameters.settings_of(node).to_dict()
+    threads = settings.pop("threads", 0)
+    preset = folder / f"{node.preset}.json"
+    preset.write_text(json.dumps({"title": node.preset, "settings": settings}, indent=2), encoding="utf-8")
+    return ["--preset", str(preset), *(["--threads", str(threads)] if threads else [])]
+
+
 class CohortSection:
     """Connects the widgets ``ui`` of the section. ``chosen`` returns the module's parameter node, or None."""
 
@@ -124,11 +133,7 @@ class CohortSection:
         node = self._chosen()
         if wanted == EVERYTHING or node is None:
             return ["--all-encoders"]
-        settings = parameters.settings_of(node).to_dict()
-        threads = settings.pop("threads", 0)
-        preset = folder / f"{node.preset}.json"
-        preset.write_text(json.dumps({"title": node.preset, "settings": settings}, indent=2), encoding="utf-8")
-        chosen = ["--preset", str(preset), *(["--threads", str(threads)] if threads else [])]
+        chosen = settings_arguments(node, folder)
         return [*chosen, "--encoder", "preset", *(["--encoder", "mind"] if wanted == PRESET_AND_MIND else [])]
 
     #

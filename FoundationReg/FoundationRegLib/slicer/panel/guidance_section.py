@@ -262,7 +262,8 @@ class GuidanceSection:
 
     def carried(self) -> tuple:
         """The nodes that shall follow the moving volume."""
-        return tuple(node for node in self._parameters.carried if node is not None)
+        nodes = self._parameters.carried if self._parameters is not None else []
+        return tuple(node for node in nodes if node is not None)
 
     def _onCarry(self) -> None:
         if self._parameters is not None and not self._filling:

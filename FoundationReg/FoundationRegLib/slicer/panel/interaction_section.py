@@ -345,7 +345,8 @@ class InteractionSection:
             return
         results.set_transform(self.transform, *event["transform"], self.session.fixed, self.session.moving)
         self._regions = event.get("regions", self._regions)
-        self._fits = list(zip(event["residuals"], event["conflicts"], strict=True))
+        notes = [" ".join(filter(None, said)) for said in zip(event["conflicts"], event["remarks"], strict=True)]
+        self._fits = list(zip(event["residuals"], notes, strict=True))
         self._table.fill(self._known, self._fits)
         self.space.refresh()
         if self.probe.view is None:

@@ -16,6 +16,7 @@ from ..scene.handles import hide_handles
 from . import dependencies, parameters
 from .device_line import DeviceLine
 from .encoders_section import ModelsPanel
+from .features_section import FeaturesSection
 from .guidance_section import GuidanceSection
 from .interaction_section import InteractionSection
 from .presets_section import PresetPanel
@@ -47,6 +48,10 @@ class Panel:
         self.guidance = GuidanceSection(
             ui, lambda: logic.channel, self._prepare, self._setBusy, self.say, self._fail, self.updateApply
         )
+        self.features = FeaturesSection(
+            ui, self.models, lambda: self.interaction.session, self._resultNode, self._setBusy, self.say, self._fail,
+            self._showFeatures, lambda: self._prepare(self.run),
+        )  # fmt: skip
         self.tools = ToolButtons(ui, self._resultNode, lambda: logic.channel, self.say, self.interaction.update)
         self._delay = qt.QTimer()
         self._delay.setSingleShot(True)
@@ -74,6 +79,7 @@ class Panel:
         self.models.setParameters(node)
         self.interaction.setParameters(node)
         self.tools.setParameters(node)
+        self.features.setParameters(node)
         self.guidance.setParameters(node)
         if node is not None:
             self.update()
@@ -103,12 +109,14 @@ class Panel:
             self.ui.applyTransformCheckBox.enabled = node.makeTransform
             self.ui.outputVolumeSelector.enabled = node.makeVolume
             self.ui.combineMindCheckBox.enabled = node.encoder not in (parameters.PRESET_ENCODERS, parameters.MIND)
+            self.ui.encoderWeightSpinBox.enabled = parameters.has_weight(node)
             self.models.followParameters()
             self.guidance.update()
             self.updateApply()
             self.review.update()
             self.interaction.followParameters()
             self.tools.update()
+            self.features.update()
         finally:
             self._updating = False
         if parameters.tuning_of(node) != self._tuning and node.reoptimize and self._canReoptimize():
@@ -117,19 +125,7 @@ class Panel:
     def missing(self) -> tuple[str, str]:
         """What hinders a start: the short text of the button and the sentence of its tooltip; empty when nothing."""
         node = self._parameters
-        if node is None:
-            return _("Apply"), ""
-        if not node.fixedVolume:
-            return _("Choose a fixed volume"), _("Choose the volume that stays where it is.")
-        if not node.movingVolume:
-            return _("Choose a moving volume"), _("Choose the volume that is to be moved.")
-        if not (node.makeTransform or node.makeVolume):
-            return _("Choose an output"), _("Tick transform, volume or both under Outputs.")
-        try:
-            parameters.request_of(node, self.guidance.carried()).check()
-        except FoundationRegError as error:
-            return _("Cannot start yet"), str(error)
-        return "", ""
+        return parameters.missing_of(node, self.guidance.carried()) if node is not None else (_("Apply"), "")
 
     def updateApply(self) -> None:
         """The text and the state of the Apply button."""
@@ -217,6 +213,8 @@ class Panel:
         self._again = False
         if self._job is not None and self._job.running:
             self._job.cancel()
+        elif self._busy and self.features.cancel():
+            self.say(_("Stopping..."))
         elif self._busy:
             self._logic.channel.kill()
             self.guidance.forget()
@@ -290,9 +288,14 @@ class Panel:
             return
         self.review.showMeasures()
         self.interaction.update()
+        self.features.update()
         self.tools.update()
         if result.warnings:
             self.say(" ".join([self.ui.statusLabel.text, *result.warnings]))
+
+    def _showFeatures(self, encoder: str) -> None:
+        self.review.showFeatures(encoder)
+        self.interaction.update()
 
     def _resultNode(self):
         """The node with the result that is reviewed, or None."""
@@ -349,7 +352,7 @@ class Panel:
         return known and self._logic.channel.process.alive
 
     def _reoptimize(self) -> None:
-        """Smoothness or masks were changed after a run: compute again from what the worker remembers."""
+        """Smoothness, weight or masks were changed after a run: compute again from what the worker remembers."""
         node = self._parameters
         if node is None or parameters.tuning_of(node) == self._tuning:
             return

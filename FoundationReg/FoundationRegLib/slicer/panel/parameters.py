@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from slicer.i18n import tr as _
+
 from ...core.anatomy import PLANE_NAMES
-from ...errors import InputError
+from ...errors import FoundationRegError, InputError
 from ...settings import Settings, preset_names
 from ...weights.catalogue import catalogue
 from ..client.request import RegistrationRequest
@@ -46,6 +48,7 @@ def apply_preset(parameters, name: str) -> None:
     settings = Settings.from_preset(name)
     parameters.preset = name
     parameters.encoder = PRESET_ENCODERS
+    parameters.encoderWeight = _usual_weight(settings)
     for parameter, field in FIELDS.items():
         if parameter not in COMPUTER:
             value = getattr(settings, field)
@@ -70,6 +73,8 @@ def repair(parameters) -> None:
     known = parameters.encoder in (PRESET_ENCODERS, *catalogue()) or availability.is_path(parameters.encoder)
     if not known:
         parameters.encoder = PRESET_ENCODERS
+    if parameters.anatomy not in catalogue() and not availability.is_path(parameters.anatomy):
+        parameters.anatomy = ""
     if not parameters.initialized:
         apply_preset(parameters, parameters.preset)
         parameters.initialized = True
@@ -89,12 +94,29 @@ def settings_of(parameters) -> Settings:
 
 def encoders_of(parameters) -> list[tuple[str, float]]:
     """Encoders with weights that the user chose instead of the preset's; empty when the preset decides."""
-    chosen = parameters.encoder
+    settings, chosen = Settings.from_preset(parameters.preset), parameters.encoder
     if chosen == PRESET_ENCODERS:
-        return []
-    usual = dict(Settings.from_preset(parameters.preset).encoders)
-    names = [chosen, MIND] if parameters.combineMind and chosen != MIND else [chosen]
-    return [(name, usual.get(name, 1.0)) for name in names]
+        if not has_weight(parameters) or parameters.encoderWeight == _usual_weight(settings):
+            return []
+        return [(name, weight if name == MIND else parameters.encoderWeight) for name, weight in settings.encoders]
+    usual = dict(settings.encoders)
+    if has_weight(parameters):
+        return [(chosen, parameters.encoderWeight), (MIND, usual.get(MIND, 1.0))]
+    return [(chosen, usual.get(chosen, 1.0))]
+
+
+def has_weight(parameters) -> bool:
+    """Whether there is one encoder beside MIND, so that it matters how much it counts."""
+    if parameters.encoder == PRESET_ENCODERS:
+        names = [name for name, _ in Settings.from_preset(parameters.preset).encoders]
+        return len(names) == 2 and MIND in names
+    return parameters.combineMind and parameters.encoder != MIND
+
+
+def _usual_weight(settings: Settings) -> float:
+    """What the encoder beside MIND counts where nobody chose otherwise."""
+    beside = [weight for name, weight in settings.encoders if name != MIND]
+    return beside[0] if len(beside) == 1 else 1.0
 
 
 def has_boxes(parameters) -> bool:
@@ -111,9 +133,10 @@ def changed_fields(parameters) -> list[str]:
 
 
 def tuning_of(parameters) -> tuple:
-    """What a result is computed again for as soon as it is changed: the smoothness and the masks."""
+    """What a result is computed again for as soon as it is changed: smoothness, the encoder's weight, and masks."""
     masks = (parameters.fixedMask, parameters.movingMask, parameters.excludeFixed, parameters.excludeMoving)
-    return (parameters.smoothness, *(mask.GetID() if mask is not None else None for mask in masks))
+    weight = parameters.encoderWeight if has_weight(parameters) and not parameters.linearOnly else None
+    return (parameters.smoothness, weight, *(mask.GetID() if mask is not None else None for mask in masks))
 
 
 def volume_options(parameters) -> dict:
@@ -170,3 +193,18 @@ def request_of(parameters, carry: tuple = ()) -> RegistrationRequest:
         jacobian=parameters.makeJacobian,
         preview=parameters.livePreview,
     )
+
+
+def missing_of(parameters, carry: tuple = ()) -> tuple[str, str]:
+    """What hinders a start: the short text of the button and the sentence of its tooltip; empty when nothing."""
+    if not parameters.fixedVolume:
+        return _("Choose a fixed volume"), _("Choose the volume that stays where it is.")
+    if not parameters.movingVolume:
+        return _("Choose a moving volume"), _("Choose the volume that is to be moved.")
+    if not (parameters.makeTransform or parameters.makeVolume):
+        return _("Choose an output"), _("Tick transform, volume or both under Outputs.")
+    try:
+        request_of(parameters, carry).check()
+    except FoundationRegError as error:
+        return _("Cannot start yet"), str(error)
+    return "", ""

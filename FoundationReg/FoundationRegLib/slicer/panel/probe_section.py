@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from slicer.i18n import tr as _
 
+from ...weights.catalogue import catalogue
 from ..client.session import Session
 from ..scene.probe_view import ProbeView
+from ..scene.review import encoders_of
 from .placing import PointPlacer
 
 
@@ -25,11 +27,12 @@ class ProbeSection:
         ui.probeEncoderComboBox.connect("currentIndexChanged(int)", lambda _index: self._askAgain())
 
     def fillEncoders(self, owner) -> None:
-        """Offer the encoders of the run whose result ``owner`` holds, and MIND."""
+        """Offer the encoders of the run whose result ``owner`` holds, those that were encoded since, and MIND."""
         record = owner.GetAttribute("FoundationReg.record") if owner is not None else None
         settings = (json.loads(record) if record else {}).get("settings") or {}
         names = [name for name, _weight in settings.get("encoders") or []]
-        names = list(dict.fromkeys([*names, "mind"])) if owner is not None else []
+        since = [name for name in encoders_of(owner) if name in catalogue()] if owner is not None else []
+        names = list(dict.fromkeys([*names, *since, "mind"])) if owner is not None else []
         combo = self._ui.probeEncoderComboBox
         if [combo.itemData(n) for n in range(combo.count)] == names:
             return

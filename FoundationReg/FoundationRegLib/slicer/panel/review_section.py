@@ -105,6 +105,12 @@ class ReviewPanel:
         self._showQuality()
         self._enable()
 
+    def showFeatures(self, encoder: str) -> None:
+        """Compare the features of ``encoder``, which have just come."""
+        self._fillCompare()
+        self._ui.compareComboBox.currentIndex = self._ui.compareComboBox.findData(encoder)
+        self.update()
+
     def suspend(self) -> None:
         """The module is left: give layout and views back what they showed."""
         self._resume = self.review is not None and views.are_changed()

@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..scene.morph import Morph, save_film, shares
+from ..scene.morph import Morph, can_make_video, save_film, shares
 from ..scene.surface import show_surface
 
 FRAMES, INTERVAL_MS = 60, 60
@@ -85,9 +85,8 @@ class SpaceSection:
 
     def _onFilm(self, _clicked=False) -> None:
         owner = self._owner()
-        path = qt.QFileDialog.getSaveFileName(
-            None, _("Save as film"), "registration.gif", _("Animated picture (*.gif)")
-        )
+        kinds = [_("Animated picture (*.gif)"), *([_("Video (*.mp4)")] if can_make_video() else [])]
+        path = qt.QFileDialog.getSaveFileName(None, _("Save as film"), "registration.gif", ";;".join(kinds))
         path = path[0] if isinstance(path, tuple) else path
         if not path or owner is None:
             return

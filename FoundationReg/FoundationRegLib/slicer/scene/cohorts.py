@@ -39,7 +39,7 @@ def write_pairs(pairs: list[tuple], folder: Path) -> Path:
     return table
 
 
-def write_volume(node, folder: Path, number: int) -> Path:
+def write_volume(node, folder: Path, number: int, compress: bool = True) -> Path:
     """``node`` as an .nrrd file in ``folder``. Its own storage stays as it is."""
     if node.GetParentTransformNode() is not None:
         raise InputError(
@@ -50,7 +50,7 @@ def write_volume(node, folder: Path, number: int) -> Path:
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetScene(slicer.mrmlScene)
     storage.SetFileName(str(path))
-    storage.SetUseCompression(1)
+    storage.SetUseCompression(compress)
     if not storage.WriteData(node):
         raise InputError(f"The volume {node.GetName()} cannot be written to {path}; is the disk full?")
     return path

@@ -61,31 +61,69 @@ def shares(frames: int) -> list[float]:
     return (0.5 - 0.5 * np.clip(1.2 * np.cos(phase), -1, 1)).tolist()
 
 
-def save_film(morph: Morph, path: str | Path, frames: int = 40, milliseconds: int = 80) -> None:
-    """Write what the views show from before to after and back as an animated picture (.gif). Raises OSError."""
-    from PIL import Image
+def can_make_video() -> bool:
+    """Whether the module Screen Capture is there and knows where ffmpeg is, so that a film can be an .mp4 file."""
+    logic = _screen_capture()
+    return logic is not None and bool(logic.isFfmpegPathValid())
 
-    pictures = []
+
+def save_film(morph: Morph, path: str | Path, frames: int = 40, milliseconds: int = 80) -> None:
+    """Write what the views show from before to after and back as an animated picture (.gif), or as a video (.mp4)
+    where `can_make_video`. Raises OSError."""
+    path, logic = Path(path), _screen_capture()
     with tempfile.TemporaryDirectory(prefix="foundationreg-film-") as folder:
         for number, share in enumerate(shares(frames)):
             morph.show(share)
             slicer.util.forceRenderAllViews()
-            frame = Path(folder) / f"{number:04}.png"
-            _capture(frame)
-            with Image.open(frame) as picture:
-                pictures.append(picture.convert("P", palette=Image.Palette.ADAPTIVE))
-        whole = Path(folder) / "film.gif"
-        pictures[0].save(whole, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+            _capture(logic, Path(folder) / f"{number:04}.png")
+        if path.suffix.lower() == ".mp4":
+            whole = _video(logic, Path(folder), 1000 / milliseconds)
+        else:
+            whole = _animation(Path(folder), milliseconds)
         with replacing(path) as partial:
             shutil.copyfile(whole, partial)
 
 
-def _capture(path: Path) -> None:
-    """Save a picture of all views, as the module Screen Capture does where it is there."""
+def _animation(folder: Path, milliseconds: int) -> Path:
+    from PIL import Image
+
+    pictures = []
+    for frame in sorted(folder.glob("*.png")):
+        with Image.open(frame) as picture:
+            pictures.append(picture.convert("P", palette=Image.Palette.ADAPTIVE))
+    whole = folder / "film.gif"
+    pictures[0].save(whole, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    return whole
+
+
+def _video(logic, folder: Path, rate: float) -> Path:
+    if not can_make_video():
+        raise OSError("a video needs ffmpeg; set its path in the module Screen Capture, or save a .gif")
+    try:
+        # Options of its preset H.264 (ScreenCapture.py, videoFormatPresets).
+        logic.createVideo(rate, "-codec libx264 -preset slower -pix_fmt yuv420p", str(folder), "%04d.png", "film.mp4")
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    return folder / "film.mp4"
+
+
+def _screen_capture():
+    """The logic of the module Screen Capture, or None where that module is not there."""
     try:
         import ScreenCapture
     except ImportError:
-        if not slicer.util.mainWindow().centralWidget().grab().save(str(path)):
-            raise OSError(f"no picture of the views could be written to {path}") from None
-        return
-    ScreenCapture.ScreenCaptureLogic().captureImageFromView(None, str(path))
+        return None
+    return ScreenCapture.ScreenCaptureLogic()
+
+
+def _capture(logic, path: Path) -> None:
+    """Save a picture of all views, by Screen Capture where it is there."""
+    if logic is None:
+        slicer.util.mainWindow().centralWidget().grab().save(str(path))
+    else:
+        try:
+            logic.captureImageFromView(None, str(path))
+        except ValueError as error:  # the views are too small (ScreenCapture.py, captureImageFromView)
+            raise OSError(str(error)) from None
+    if not path.is_file():
+        raise OSError(f"no picture of the views could be written to {path}")

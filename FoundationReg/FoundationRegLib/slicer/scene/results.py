@@ -59,6 +59,16 @@ def grid_transform(displacement: np.ndarray, grid: Grid) -> slicer.vtkOrientedGr
     return transform
 
 
+def interpolate_linearly(node) -> None:
+    """Let a field that was read from a file be what it was: Slicer gives each the cubic interpolation, which is some
+    hundredths of a millimetre off between the nodes (vtkITKTransformConverter.h, SetInterpolationModeToCubic)."""
+    transform = node.GetTransformFromParent()
+    # 1: VTK_LINEAR_INTERPOLATION, as `grid_transform` sets it (vtkGridTransform.h)
+    if transform is not None and transform.IsA("vtkGridTransform") and transform.GetInterpolationMode() != 1:
+        transform.SetInterpolationModeToLinear()
+        node.TransformModified()
+
+
 def read_grid(node) -> tuple[np.ndarray, Grid] | None:
     """LPS displacement (z, y, x, 3) and grid of a transform node that holds a displacement field from parent."""
     transform = node.GetTransformFromParent() if node is not None else None

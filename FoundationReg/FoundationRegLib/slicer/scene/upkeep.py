@@ -6,7 +6,7 @@ import slicer
 import vtk
 from slicer.util import VTKObservationMixin
 
-from . import extras, views
+from . import extras, results, views
 
 
 class Upkeep(VTKObservationMixin):
@@ -21,8 +21,11 @@ class Upkeep(VTKObservationMixin):
         slicer.app.connect("aboutToQuit()", self.removeObservers)
 
     def onSceneEndImport(self, caller, event) -> None:
-        """Views of a loaded scene may show what was not saved."""
+        """Views of a loaded scene may show what was not saved, and fields are read as other ones than were written."""
         views.repair()
+        for node in slicer.util.getNodesByClass("vtkMRMLTransformNode"):
+            if node.GetAttribute(extras.RESULT) is not None:
+                results.interpolate_linearly(node)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller, event, node) -> None:
