@@ -348,7 +348,7 @@ def _deform(
         cache.clear()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        spacing, voxels = pair.grid.spacing[0], min(voxels, _size(pair)) // 2
+        spacing, voxels = pair.grid.spacing[0], min(voxels, _counted(pair)) // 2
         pair, found = attempt(voxels)
         warnings.append(
             f"The memory of {device} was not enough for a working grid of {spacing:.2g} mm; one of "
@@ -359,6 +359,12 @@ def _deform(
 
 def _size(pair: Pair) -> int:
     return int(np.prod(pair.grid.shape))
+
+
+def _counted(pair: Pair) -> int:
+    """Voxels of the box around the fixed body, which `preprocessing.default_spacing` counts."""
+    inside = np.nonzero(pair.fixed_body)
+    return int(np.prod([np.ptp(indices) + 1 for indices in inside])) if len(inside[0]) else _size(pair)
 
 
 def _show(transform: sitk.Transform, fixed: sitk.Image, progress: Progress) -> None:
