@@ -62,14 +62,23 @@ def main() -> int:
     told = table.anatomies != "cohort"
     model = table.model(thresholds(held_out[told], table.failed[told]))
     print(json.dumps(model, indent=2))
-    for low, high, words in zip(
-        (0, *model["thresholds"]), (*model["thresholds"], 1.01), ("right", "look", "wrong"), strict=True
-    ):
-        part = (held_out >= low) & (held_out < high)
-        print(f"  {words:6} {part.sum():4} candidates, {int(table.failed[part].sum())} of them failed")
+    print("\n".join(verdicts(table, held_out, model["thresholds"])))
     if args.write:
         write_text(MODEL, json.dumps(model, indent=2) + "\n")
     return 0
+
+
+def verdicts(table: Table, scores: np.ndarray, limits: list[float]) -> list[str]:
+    """Lines of a table: by kind of pair, how many candidates look right and wrong, and how many of them do not."""
+    failed = table.failed > 0.5
+    looks = {"right": scores < limits[0], "wrong": scores >= limits[1]}
+    lines = [f"  {'':14} {'all':>5} {'look right':>11} {'are wrong':>10} {'look wrong':>11} {'are right':>10}"]
+    for kind in (*dict.fromkeys(table.kinds), "together"):
+        part = (table.kinds == kind) | (kind == "together")
+        right, wrong = (looks[name] & part for name in ("right", "wrong"))
+        numbers = (right.sum(), (right & failed).sum(), wrong.sum(), (wrong & ~failed).sum())
+        lines.append(f"  {kind:14} {part.sum():5} {numbers[0]:11} {numbers[1]:10} {numbers[2]:11} {numbers[3]:10}")
+    return lines
 
 
 def arguments() -> argparse.Namespace:
@@ -240,6 +249,9 @@ class Table:
         self.failed = np.array([row["failed"] for row in rows], float)
         self.cases = np.array([row["case"] for row in rows])
         self.anatomies = np.array([anatomy(row["case"]) for row in rows])
+        cohort = self.anatomies == "cohort"
+        conditions = [row["condition"].partition(" ")[0] for row in rows]
+        self.kinds = np.where(cohort, "cohort", np.where(np.array(conditions) == "onto", "other anatomy", conditions))
         self.mean, self.deviation = self.values.mean(0), self.values.std(0) + 1e-9
 
     def fitted(self, part: np.ndarray) -> np.ndarray:

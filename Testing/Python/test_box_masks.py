@@ -234,6 +234,18 @@ def test_the_start_brings_box_to_box():
     assert np.diag(affine_matrix(wide)).max() == pytest.approx(1.6), "no anatomy is ten times as large"
 
 
+def test_nothing_outside_of_a_turned_box_is_taken(without_weights):
+    grid = make_grid()
+    ball = egg_on(grid, np.zeros(3), (30.0, 30.0, 30.0))
+    image = image_from_array(900.0 * ball.astype(np.float32), grid)
+    corners = corners_of(np.zeros(3), np.diag([60.0, 20.0, 20.0]) @ rotation(45).T)
+    (mask,) = boxes.segment_boxes([image], [corners], Settings(), torch.device("cpu"), sides=["fixed"])
+    along = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1)) @ rotation(45)
+    inside = (np.abs(along) < (30.0, 10.0, 10.0)).all(-1)
+    found = sitk.GetArrayFromImage(mask) > 0
+    assert not (found & ~inside).any() and overlap(found, inside & ball) > 0.9
+
+
 def test_a_box_around_nothing_is_refused(without_weights):
     grid = make_grid()
     values = 900.0 * egg_on(grid, np.zeros(3)).astype(np.float32)
@@ -243,12 +255,14 @@ def test_a_box_around_nothing_is_refused(without_weights):
         boxes.segment_boxes((image, image), (around, nothing), Settings(), torch.device("cpu"))
 
 
+GRID = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0))
+
+
 def egg_pair(shift):
     """Two images of a body that lies still, in which an egg lies ``shift`` mm apart; its box; the eggs."""
-    grid = make_grid((30, 40, 44), (2.5, 2.5, 2.5), center=(0, 0, 0))
-    body, eggs = egg_on(grid, np.zeros(3), axes=(48.0, 44.0, 34.0)), [egg_on(grid, at) for at in (np.zeros(3), shift)]
-    images = [image_from_array((250.0 * body + 650.0 * egg).astype(np.float32), grid) for egg in eggs]
-    masks = [image_from_array(egg.astype(np.uint8), grid) for egg in eggs]
+    body, eggs = egg_on(GRID, np.zeros(3), axes=(48.0, 44.0, 34.0)), [egg_on(GRID, at) for at in (np.zeros(3), shift)]
+    images = [image_from_array((250.0 * body + 650.0 * egg).astype(np.float32), GRID) for egg in eggs]
+    masks = [image_from_array(egg.astype(np.uint8), GRID) for egg in eggs]
     return images, np.array([[-17.0, -13, -21], [17, 13, 21]]), masks
 
 
@@ -267,6 +281,22 @@ def test_segmented_looked_at_corrected_and_guiding(without_weights, monkeypatch)
     found = [sitk.GetArrayViewFromImage(mask) for mask in (*result.box_masks, corrected, masks[1])]
     assert (found[0] == found[2]).all() and (found[1] == found[3]).all()
     assert boxes.overlap(*eggs, result.transform) > 0.8 > 0.5 > boxes.overlap(*eggs, still)
+
+
+def test_only_masks_that_a_person_drew_bend_images_that_share_nothing(without_weights, monkeypatch):
+    """Two images of noise: boxes put them onto each other and no further; masks drawn in both do the rest."""
+    monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    shift, random = np.array([6.0, 0, 0]), np.random.default_rng(4)
+    _, corners, eggs = egg_pair(shift)
+    images = [image_from_array(random.normal(300, 60, GRID.shape).astype(np.float32), GRID) for _ in eggs]
+    settings = Settings(levels=(2,), iterations=4, search_range_mm=0)
+    boxed = pipeline.register(*images, settings, fixed_box=corners, moving_box=corners + shift)
+    assert boxed.trust.kept == "linear"
+    points = [(0.0, 0.0, 0.0), (20.0, 10.0, -15.0)]
+    moved = [boxed.transform.TransformPoint(point) for point in points]
+    np.testing.assert_allclose(moved, np.add(points, shift), atol=1e-3)
+    masks = {"fixed_box_mask": eggs[0], "moving_box_mask": eggs[1]}
+    assert pipeline.register(*images, settings, **masks).trust.kept == "after"
 
 
 def test_masks_of_both_sides_need_no_weights(monkeypatch):
