@@ -19,8 +19,8 @@ import torch
 from .. import __version__
 from ..core.files import replacing
 
-# A new run counts as much as all before it together: a changed computer is learnt in a few runs. A stage of less than so
-# many seconds counts in proportion: of small images most of the time is none that grows with them.
+# A new run counts as much as all before it together: a changed computer is learnt in a few runs. A stage of less than
+# so many seconds counts in proportion: with small images most of its time does not grow with them.
 _NEW, _TELLING_SECONDS = 0.5, 2.0
 # Factors beyond these are no measurements.
 _LEAST, _MOST = 1e-3, 1e3
