@@ -255,7 +255,7 @@ private:
 KERNEL int strain_energy(const float* field, float* out, const int64_t* shape, int threads) {
     const Lattice l(shape);
     const ptrdiff_t area = ptrdiff_t(l.h) * l.w, w = l.w;
-    side_by_side(l.d, l.voxels() < 30000 ? 1 : threads, [&](int z) {
+    side_by_side(l.d, int(std::min<ptrdiff_t>(threads, 1 + l.voxels() / 60000)), [&](int z) {
         for (int y = 0; y < l.h; y++) {
             float* __restrict to = out + l.index(z, y, 0);
             for (int c = 0; c < 3; c++) {
@@ -293,6 +293,8 @@ KERNEL int conjugate_gradients(const float* curvature, const float* right, const
                                const int64_t* shape, float diffusion, float bending, int started, int steps,
                                int threads) {
     const Lattice l(shape);
-    const System system{l, curvature, weight, diffusion, bending, l.voxels() < 30000 ? 1 : threads};
+    // Threads are begun and joined for each sweep, which pays for large pieces only.
+    const int used = int(std::min<ptrdiff_t>(threads, 1 + l.voxels() / 60000));
+    const System system{l, curvature, weight, diffusion, bending, used};
     return ConjugateGradients(system, right, step).run(started != 0, steps) ? 0 : 1;
 }
