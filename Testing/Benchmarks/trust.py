@@ -8,8 +8,9 @@ Pairs: every case untouched and under four conditions of the stress benchmark, e
 cohorts, and pairs of different anatomy. Of each, the candidates ``before``, ``geometry`` (centres met), ``linear`` and
 ``after`` (preset fast), and the result carried off by 8 and 20 mm, turned by 15 degrees, and mirrored.
 
-A candidate failed when its error is above 1.5 times the least of its pair, untouched or not, plus 0.5 mm, or its Dice (cohorts: always
-Dice) more than 0.1 below the best; the best includes the alignment of label centroids, which is no candidate itself.
+A candidate failed when its error is above 1.5 times the least of its pair, untouched or not, plus 0.5 mm, or its Dice
+(cohorts: always Dice) more than 0.1 below the best; the best includes the alignment of label centroids, which is no
+candidate itself.
 Every candidate of a pair of different anatomy failed. The area under the curve is that of scores by regressions that
 saw neither the case nor, in the stricter figure, its kind of anatomy.
 """
