@@ -20,6 +20,9 @@ import Workbench  # noqa: E402
 
 # Points of the fixed brain, LPS mm: the wall of a ventricle, and a gyrus that is corrected.
 PROBED, CORRECTED = (14.0, 20.0, 24.0), (-38.0, 20.0, 40.0)
+# Opposite corners of boxes around the lateral ventricles, LPS mm.
+VENTRICLES = ((-29.0, -22.0, 2.0), (29.0, 48.0, 30.0))
+OTHER_VENTRICLES = ((-28.0, -40.0, -4.0), (24.0, 50.0, 27.0))
 
 
 def main() -> int:
@@ -58,6 +61,7 @@ class Photographer:
 
     def take_all(self) -> None:
         self.load()
+        self.boxes()
         self.register()
         self.review()
         self.ask()
@@ -77,6 +81,59 @@ class Photographer:
         self.take("masks")
         self.ui.guidanceCollapsibleButton.collapsed = True
         self.ui.inputsCollapsibleButton.collapsed = False
+
+    def boxes(self) -> None:
+        """Boxes around the ventricles, and what MedSAM-Lite finds in them; not without its weights."""
+        import slicer
+        from FoundationRegLib.slicer.panel.availability import Availability, encoder
+
+        if encoder("medsam-lite").availability != Availability.READY:
+            return
+        made = []
+        for side, low, high in (("fixed", *VENTRICLES), ("moving", *OTHER_VENTRICLES)):
+            self.panel.guidance.draw(side)
+            made.append(getattr(self.parameters, f"{side}Box"))
+            for corner in (low, high):
+                made[-1].AddControlPoint(*(value * sign for value, sign in zip(corner, (-1, -1, 1), strict=True)))
+        slicer.app.applicationLogic().GetInteractionNode().SwitchToViewTransformMode()
+        self.bench.process_events(0.3)
+        for button in (self.ui.inputsCollapsibleButton, self.ui.outputsCollapsibleButton):
+            button.collapsed = True
+        self.ui.guidanceCollapsibleButton.collapsed = False
+        self.ui.segmentBoxesButton.click()
+        self.bench.wait_until(lambda: not self.panel._busy, 600)
+        if self.parameters.fixedBoxMask is None:
+            raise SystemExit(self.ui.statusLabel.text)
+        made += [self.parameters.fixedBoxMask, self.parameters.movingBoxMask]
+        self.compare_sides(made)
+        self.take("boxes")
+        for node in made:
+            slicer.mrmlScene.RemoveNode(node)
+        slicer.util.setSliceViewerLayers(
+            self.parameters.fixedVolume, self.parameters.movingVolume, foregroundOpacity=0.5, fit=True
+        )
+        slicer.util.getNode("vtkMRMLSliceNodeYellow").SetOrientationToSagittal()
+        self.ui.guidanceCollapsibleButton.collapsed = True
+        self.ui.inputsCollapsibleButton.collapsed = False
+
+    def compare_sides(self, made: list) -> None:
+        """Axial slices of the fixed volume in the red view and of the moving one in the yellow view, each with its own
+        box and segmentation of ``made``."""
+        import slicer
+
+        node, manager = self.parameters, slicer.app.layoutManager()
+        shown = (("Red", node.fixedVolume, VENTRICLES), ("Yellow", node.movingVolume, OTHER_VENTRICLES))
+        for number, (name, volume, corners) in enumerate(shown):
+            widget = manager.sliceWidget(name)
+            view = slicer.util.getNode(f"vtkMRMLSliceNode{name}")
+            view.SetOrientationToAxial()
+            composite = widget.mrmlSliceCompositeNode()
+            composite.SetBackgroundVolumeID(volume.GetID())
+            composite.SetForegroundVolumeID(None)
+            widget.sliceLogic().FitSliceToAll()
+            view.JumpSliceByOffsetting(*((a + b) / 2 * sign for a, b, sign in zip(*corners, (-1, -1, 1), strict=True)))
+            for own in made[number::2]:
+                own.GetDisplayNode().AddViewNodeID(view.GetID())
 
     def register(self) -> None:
         """While it runs, and when it is done."""

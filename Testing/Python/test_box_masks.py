@@ -234,6 +234,18 @@ def test_the_start_brings_box_to_box():
     assert np.diag(affine_matrix(wide)).max() == pytest.approx(1.6), "no anatomy is ten times as large"
 
 
+def test_nothing_outside_of_a_turned_box_is_taken(without_weights):
+    grid = make_grid()
+    ball = egg_on(grid, np.zeros(3), (30.0, 30.0, 30.0))
+    image = image_from_array(900.0 * ball.astype(np.float32), grid)
+    corners = corners_of(np.zeros(3), np.diag([60.0, 20.0, 20.0]) @ rotation(45).T)
+    (mask,) = boxes.segment_boxes([image], [corners], Settings(), torch.device("cpu"), sides=["fixed"])
+    along = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1)) @ rotation(45)
+    inside = (np.abs(along) < (30.0, 10.0, 10.0)).all(-1)
+    found = sitk.GetArrayFromImage(mask) > 0
+    assert not (found & ~inside).any() and overlap(found, inside & ball) > 0.9
+
+
 def test_a_box_around_nothing_is_refused(without_weights):
     grid = make_grid()
     values = 900.0 * egg_on(grid, np.zeros(3)).astype(np.float32)

@@ -138,7 +138,7 @@ def test_a_network_of_ones_own_runs_only_after_a_yes(panel, bench, tmp_path, mon
     from FoundationRegLib.weights import trust
 
     prepare(panel, bench)
-    (tmp_path / "mine.pt").write_bytes(b"a program")
+    (tmp_path / "mine.pt").write_bytes(b"a network of regions")
     (tmp_path / "mine.json").write_text('{"file": "mine.pt", "classes": ["background", "liver"], "frame": {}}')
     combo = panel.ui.anatomyComboBox
     monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: "")

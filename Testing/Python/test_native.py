@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from FoundationRegLib.encoders.mind import Mind
 from FoundationRegLib.native import build, kernels, library
 from FoundationRegLib.numerics import fields, filters, sampling, search
-from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair
-from FoundationRegLib.numerics.regularisation import Regulariser, solve
+from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair, standardised
+from FoundationRegLib.numerics.regularisation import Regulariser, solve, strain_energy
 from scipy import ndimage
 
 
@@ -153,6 +154,35 @@ def test_the_solution_is_that_of_torch(variant, shape, weighted, threads):
     energy = Regulariser(0.5, 0.7, node_weight=weight)
     for found, expected in both(lambda: [solve(curvature, right, energy)], threads):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 14), (7, 1, 9)])
+def test_halves_and_strains_are_those_of_torch(variant, shape, threads):
+    field, weight = smooth_noise(3, *shape), 0.1 + smooth_noise(1, *shape, seed=2)[0].abs()
+
+    def found():
+        gradients = [Regulariser(0.5, 0.7, node_weight=values).gradient(field) for values in (None, weight)]
+        return filters.halved(field), strain_energy(field), *gradients
+
+    for compiled, expected in both(found, threads):
+        torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"binomial": True, "mirrored": True}, {}, {"radius": 2, "dilation": 1}])
+@pytest.mark.parametrize("shape", [(9, 12, 7), (20, 1, 5)])
+def test_mind_is_that_of_torch(variant, options, shape, threads):
+    volume = 100 * smooth_noise(1, *shape, sigma=1)
+    volume[..., :2] = 0
+    for found, expected in both(lambda: [Mind(**options)(volume[None])], threads):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_standardised_as_by_torch(variant, threads):
+    fixed, moving = (3 * smooth_noise(6, 40, 35, 29, seed=n) + 50 for n in (0, 1))
+    mask = smooth_noise(1, 40, 35, 29, seed=2)[0] > 0
+    for found, expected in both(lambda: standardised(fixed, moving, mask), threads):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        assert kernels.by_voxel(found).data_ptr() == found.data_ptr(), "they are not packed again"
 
 
 def test_a_search_stops_when_it_is_told_to(variant):

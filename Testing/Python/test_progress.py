@@ -108,8 +108,10 @@ def test_the_pace_of_this_computer_is_learnt_and_a_broken_file_is_none(tmp_path,
     pace.Pace(cpu).learn(expected, {"align/check": 5.0, "search": 2.0, "unknown": 9.0})
     first = pace.Pace(cpu).foreseen(expected)
     assert first == pytest.approx({"align/check": 5.0, "search": 2.0, "output": 5.0}), "its mean pace for the new one"
-    pace.Pace(cpu).learn(expected, {"align/check": 1.25})
-    assert pace.Pace(cpu).foreseen(expected)["align/check"] == pytest.approx(2.5)
+    pace.Pace(cpu).learn(expected, {"align/check": 2.0, "search": 0.002})
+    second = pace.Pace(cpu).foreseen(expected)
+    assert second["align/check"] == pytest.approx(10**0.5, rel=1e-3), "the mean of both, as logarithms"
+    assert second["search"] > 1.9, "what takes no time says little"
     assert pace.Pace(torch.device("cuda")).foreseen(expected) == expected
     (file,) = (tmp_path / "cache").iterdir()
     for broken in ("[1]", "{", json.dumps({"cpu": {"search": "x"}}), json.dumps({"cpu": 3})):

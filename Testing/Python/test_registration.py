@@ -530,7 +530,7 @@ def test_guides_are_needed_on_both_sides(shifted_pair, kind):
 
 
 def test_a_cut_image_has_no_edge_where_it_is_cut(phantom):
-    """Only what both images show is compared, and the moving one goes on as it ended; an uncut pair stays."""
+    """Only what both images show is compared, and the moving one goes on as it ended; uncut, nothing is done."""
     fixed = conversion.image_from_array(phantom.on(FIXED), FIXED)
     still = sitk.Transform(3, sitk.sitkIdentity)
 

@@ -12,6 +12,7 @@ from ..core.formats import WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES
 from ..errors import InputError
 from .cli import FILE_ROLES
 from .encoder_commands import require_encoders
+from .loading import uncollected
 from .result_files import RESULT_FILES, plain, write_results
 
 TRANSFORM_OUTPUTS = (*WRITABLE_TRANSFORM_SUFFIXES, *WRITABLE_IMAGE_SUFFIXES)
@@ -59,7 +60,8 @@ def register(args: argparse.Namespace) -> None:
             given = {name: getattr(args, name) for name in ("fixed", "moving", *READ)}
             all_read = ahead.begin(settings, **given)
             try:
-                from ..registration import pipeline  # loads torch
+                with uncollected():
+                    from ..registration import pipeline  # loads torch
             finally:
                 begun = all_read()
             with progress.stage("register", 0.95):

@@ -21,7 +21,7 @@ Requests ``{"id": 1, "command": ...}``:
     finish, cancel: ``target``, the id of a request. They act at once, between two steps of the work.
     encoders: what the catalogue holds and what is installed. download, import, verify, remove: ``encoder``,
         ``file``.
-    warm: load the libraries and describe the device. shutdown: end.
+    warm: describe the device, and load all libraries. shutdown: end.
 Events ``{"id": 1, "event": ...}``: progress, preview, found, log, result, error. Each request ends with one result or
 error; ``found`` comes before it and brings the transform as soon as there is one, which the result does not repeat.
 Files named in events belong to the parent, which deletes them after reading.
@@ -60,6 +60,7 @@ from .exchange import (
     warped,
 )
 from .failure import write_log
+from .loading import load_libraries
 from .session import Session
 
 IMAGE_KEYS = (
@@ -133,6 +134,8 @@ class Worker:
             if request is None:
                 return
             self._answer(request)
+            if request["command"] == "warm" and self._requests.empty():
+                load_libraries()
 
     def _answer(self, request: dict) -> None:
         number = self._current = request.get("id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -227,12 +228,15 @@ def evaluate_each(
     fixed_points: np.ndarray | None = None,
     moving_points: np.ndarray | None = None,
     mask: sitk.Image | None = None,
+    compare: Callable[[], Similarity] | None = None,
 ) -> dict[str, Scores]:
-    """The scores of `evaluate` for several ``transforms`` by name, which share what is the same for all of them."""
-    compared = Similarity(fixed, moving, mask)
+    """The scores of `evaluate` for several ``transforms`` by name, which share what is the same for all of them.
+
+    ``compare``: gives the `Similarity` of these images and ``mask``, where it may be there already.
+    """
 
     def score(transform: sitk.Transform) -> Scores:
-        scores: Scores = {"nmi": compared.of(transform), **jacobian_scores(transform, fixed)}
+        scores = jacobian_scores(transform, fixed)
         if fixed_labels is not None and moving_labels is not None:
             scores |= label_scores(fixed_labels, moving_labels, transform)
         if fixed_points is not None and moving_points is not None:
@@ -241,8 +245,11 @@ def evaluate_each(
         return scores
 
     # Much of it is done by one core alone, so that several go at a time.
-    with ThreadPoolExecutor(min(len(transforms), os.cpu_count() or 1)) as pool:
-        return dict(zip(transforms, pool.map(score, transforms.values()), strict=True))
+    with ThreadPoolExecutor(min(len(transforms) + 1, os.cpu_count() or 1)) as pool:
+        blurred = pool.submit(compare or (lambda: Similarity(fixed, moving, mask)))
+        scores = pool.map(score, transforms.values())
+        shared = pool.map(blurred.result().of, transforms.values())
+        return {name: {"nmi": nmi, **found} for name, found, nmi in zip(transforms, scores, shared, strict=True)}
 
 
 def jacobian_scores(transform: sitk.Transform, image: sitk.Image) -> Scores:

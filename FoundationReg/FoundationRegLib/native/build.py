@@ -9,7 +9,6 @@ name holds a fingerprint of the sources and options, so that a library of other 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import os
@@ -92,7 +91,8 @@ def find_compiler() -> list[str]:
 def build(folder: Path | None = None, compiler: list[str] | None = None) -> list[Path]:
     """Build what is missing of the libraries in ``folder`` (default: `user_folder`) and return their paths.
 
-    Each appears under its name when it is whole. Raises `BuildError`.
+    Each appears under its name when it is whole. Those of other sources stay: another installation may use them.
+    Raises `BuildError`.
     """
     folder = folder or user_folder()
     paths = {variant: folder / library_name(variant) for variant in variants()}
@@ -105,9 +105,6 @@ def build(folder: Path | None = None, compiler: list[str] | None = None) -> list
             raise BuildError(f"The folder {folder} cannot be made: {error.strerror}.") from None
     for variant in missing:
         _compile(compiler, variant, paths[variant])
-    for older in folder.glob("foundationreg-kernels-*") if missing else ():
-        if older not in paths.values() and fingerprint() not in older.name:
-            _remove(older)
     return list(paths.values())
 
 
@@ -124,12 +121,6 @@ def _compile(compiler: list[str], variant: str, path: Path) -> None:
                 raise BuildError(f"The compiler {compiler[0]} did not build the kernels.\n{words[-2000:]}")
     except OSError as error:
         raise BuildError(f"The kernels cannot be built in {path.parent}: {error.strerror or error}.") from None
-
-
-def _remove(path: Path) -> None:
-    """Delete the library of older sources, unless a process has it open where that forbids it."""
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,6 +31,8 @@ _ARGUMENTS = {
     "sample": "pppp" + "liii",
     "warp": "pppp" + "fff" + "ii",
     "exponential": "ppp" + "fff" + "ii",
+    "halve": "pppii",
+    "strain_energy": "pppi",
     "regulariser_gradient": "pppp" + "ff" + "i",
     "conjugate_gradients": "ppppp" + "ff" + "iii",
     "candidate_costs": "pppppppppiii",
@@ -213,6 +215,23 @@ def exponential(velocity: Tensor, spacing: Sequence[float], steps: int) -> Tenso
     velocity, out = velocity.contiguous(), torch.empty_like(velocity, memory_format=torch.contiguous_format)
     unit = [float(s) for s in spacing]
     _call("exponential", velocity, out, velocity.shape[1:], *unit, steps, torch.get_num_threads())
+    return out
+
+
+def halve(values: Tensor) -> Tensor:
+    """Means over blocks of 2 voxels of (C, D, H, W); an odd border voxel is repeated outwards."""
+    values = values.contiguous()
+    out = values.new_empty((values.shape[0], *(-(-n // 2) for n in values.shape[1:])))
+    if out.numel():
+        _call("halve", values, out, values.shape[1:], values.shape[0], torch.get_num_threads())
+    return out
+
+
+def strain_energy(field: Tensor) -> Tensor:
+    """`numerics.regularisation.strain_energy` of ``field`` (3, D, H, W)."""
+    field = field.contiguous()
+    out = torch.empty_like(field[0])
+    _call("strain_energy", field, out, field.shape[1:], torch.get_num_threads())
     return out
 
 

@@ -137,13 +137,25 @@ def segment_boxes(
     path, _ = store.ensure(entry(BOX_ENCODER))
     decoder = build_box_decoder(path).to(device)
     masks = []
-    for (grey, grid, bounds), side in zip(shown, sides, strict=True):
+    for (grey, grid, bounds), box, side in zip(shown, boxes, sides, strict=True):
         with progress.stage(f"segment the {side} box", 1 / len(sides)), torch.inference_mode():
             mask = box_mask(grey, grid, bounds, encoder, decoder, memory_gb=settings.memory_gb, progress=progress)
+        mask &= _inside(box, grid, bounds)
         if not mask.any():
             raise InputError(f"Nothing was found in the {side} box; draw it closely around one organ.")
         masks.append(image_from_array(mask, grid))
     return tuple(masks)
+
+
+def _inside(box: np.ndarray, grid: Grid, bounds: Bounds) -> np.ndarray:
+    """Voxels of ``grid`` whose centres lie in ``box``, which is smaller than its ``bounds`` where it is turned."""
+    inside = np.zeros(grid.shape, bool)
+    part = voxels_within(bounds, grid.shape)
+    places = np.moveaxis(np.mgrid[part], 0, -1)
+    corners = _all_corners(box)
+    shares = (grid.points(places) - corners[0]) @ np.linalg.inv(_edges(corners))
+    inside[part] = ((shares >= 0) & (shares <= 1)).all(-1)
+    return inside
 
 
 def _shown(image: sitk.Image, box: np.ndarray, side: str, settings: Settings) -> tuple[np.ndarray, Grid, Bounds]:

@@ -26,7 +26,6 @@ from ..numerics.search import fill_inconsistent, inverse_consistent, search
 from ..numerics.uncertainty import posterior_deviation
 from ..settings import Settings
 from .encoding import encode_pair, is_mind
-from .forecast import level_key
 from .guides import landmark_term
 from .pair import Pair
 from .pyramid import FeaturePyramid, search_factor
@@ -256,3 +255,8 @@ def _uncertainty(
 def expected_error(deviation: Tensor, inconsistency: Tensor) -> Tensor:
     """Expected error in mm (d, h, w), from the posterior deviation and the search's inverse consistency error in mm."""
     return (deviation.square() + inconsistency.square()).sqrt() * METHOD.error_share
+
+
+def level_key(factor: int) -> str:
+    """What a forecast of the seconds calls the level of the refinement with this ``factor``."""
+    return f"refine/{factor}"

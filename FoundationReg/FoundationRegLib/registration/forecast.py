@@ -11,6 +11,7 @@ from ..images.conversion import grid_of
 from ..images.preprocessing import default_spacing
 from ..settings import Settings
 from ..weights.catalogue import catalogue, entry
+from .deformable import level_key
 from .encoding import is_mind
 from .inputs import Inputs
 from .pace import Pace
@@ -80,11 +81,6 @@ def expected_seconds(inputs: Inputs, settings: Settings, device: torch.device, b
         share = settings.iterations / Settings.iterations * (_COARSEST if factor == max(settings.levels) else 1.0)
         stages[level_key(factor)] = quick * _REFINED_NODE * nodes * share
     return stages
-
-
-def level_key(factor: int) -> str:
-    """What the forecast calls a level of the refinement."""
-    return f"refine/{factor}"
 
 
 def _encoding(name: str, settings: Settings, extent: np.ndarray) -> float:

@@ -19,8 +19,9 @@ import torch
 from .. import __version__
 from ..core.files import replacing
 
-# A new run counts as much as all before it together: a changed computer is learnt in a few runs.
-_NEW = 0.5
+# A new run counts as much as all before it together: a changed computer is learnt in a few runs. A stage of less than
+# so many seconds counts in proportion: with small images most of its time does not grow with them.
+_NEW, _TELLING_SECONDS = 0.5, 2.0
 # Factors beyond these are no measurements.
 _LEAST, _MOST = 1e-3, 1e3
 _FILE = "pace.json"
@@ -56,8 +57,9 @@ class Pace:
             if seconds.get(name, 0.0) <= 0 or taken <= 0:
                 continue
             factor = min(max(taken / seconds[name], _LEAST), _MOST)
-            before = self._factors.get(name, factor)
-            self._factors[name] = math.exp((1 - _NEW) * math.log(before) + _NEW * math.log(factor))
+            weight = (_NEW if name in self._factors else 1.0) * min(1.0, taken / _TELLING_SECONDS)
+            before = self._factors.get(name, 1.0)
+            self._factors[name] = math.exp((1 - weight) * math.log(before) + weight * math.log(factor))
         everything = _read()
         everything[self._kind] = {name: float(f"{factor:.4g}") for name, factor in self._factors.items()}
         place = cache_folder() / _FILE

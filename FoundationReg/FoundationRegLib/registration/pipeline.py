@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..core.progress import Preview, Progress
 from ..encoders.anatomy_loading import anatomy_fingerprint, anatomy_names, require_anatomy
 from ..encoders.loading import require
 from ..errors import InputError, OutOfMemory
+from ..evaluation.metrics import Similarity
 from ..images.conversion import grid_of
 from ..images.resampling import overlap_fraction
 from ..images.transforms import compose_field
@@ -145,7 +147,9 @@ def register(
             result = build_result(inputs, transform, facts, pair, deformation, regions, settings, device)
             if on_found is not None:
                 on_found(result)
-            measure(result, inputs, deformation, settings, progress)
+            compared = partial(Similarity, inputs.fixed, inputs.moving, inputs.fixed_mask)
+            compare = partial(cache.get, ("compared", images, masks), compared)
+            measure(result, inputs, deformation, settings, progress, compare)
         forecast.learn(progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
@@ -348,7 +352,7 @@ def _deform(
         cache.clear()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        spacing, voxels = pair.grid.spacing[0], min(voxels, _size(pair)) // 2
+        spacing, voxels = pair.grid.spacing[0], min(voxels, _counted(pair)) // 2
         pair, found = attempt(voxels)
         warnings.append(
             f"The memory of {device} was not enough for a working grid of {spacing:.2g} mm; one of "
@@ -359,6 +363,12 @@ def _deform(
 
 def _size(pair: Pair) -> int:
     return int(np.prod(pair.grid.shape))
+
+
+def _counted(pair: Pair) -> int:
+    """Voxels of the box around the fixed body, which `preprocessing.default_spacing` counts."""
+    inside = np.nonzero(pair.fixed_body)
+    return int(np.prod([np.ptp(indices) + 1 for indices in inside])) if len(inside[0]) else _size(pair)
 
 
 def _show(transform: sitk.Transform, fixed: sitk.Image, progress: Progress) -> None:

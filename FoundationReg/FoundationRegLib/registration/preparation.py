@@ -79,10 +79,16 @@ def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: 
     """The isotropic grid over the fixed body, padded to what the lattices of the levels need."""
     foreground = body if settings.body_mask else None
     spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels, foreground)
-    grid = working_grid(inputs.fixed, foreground, spacing, METHOD.margin_mm)
-    multiple = lattice_multiple(settings, spacing)
-    extra = [-n % multiple for n in grid.shape]
-    return grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
+    while True:
+        grid = working_grid(inputs.fixed, foreground, spacing, METHOD.margin_mm)
+        multiple = lattice_multiple(settings, spacing)
+        extra = [-n % multiple for n in grid.shape]
+        grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
+        excess = np.prod(grid.shape, dtype=float) / voxels
+        # Where memory is what limits the voxels, those of the margin count, too.
+        if settings.finest_spacing_mm or voxels >= MOST_VOXELS or excess <= 1 or min(grid.shape) <= multiple:
+            return grid
+        spacing *= max(1.02, float(np.cbrt(excess)))
 
 
 def _mask_on(image: sitk.Image, grid: Grid, transform: sitk.Transform | None) -> np.ndarray:

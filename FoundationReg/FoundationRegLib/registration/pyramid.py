@@ -19,7 +19,7 @@ from ..core.grid import Grid
 from ..encoders.loading import fingerprint, load_encoder
 from ..features.raster import resample_features
 from ..numerics.data_term import FeaturePair, standardised
-from ..numerics.filters import local_normalised
+from ..numerics.filters import halved, local_normalised
 from ..settings import Settings
 from .encoding import RasterPair, encoder_options
 from .pair import Pair
@@ -87,8 +87,10 @@ class FeaturePyramid:
         while factor > 1:
             # Pooling in steps of at most 4 keeps the CPU's kernels quick.
             step = 2 if factor % 2 == 0 else factor
-            values = F.avg_pool3d(values[None] if values.ndim == 4 else values[None, None], step)[0]
-            values = values[0] if np.ndim(array) == 3 else values
+            stacked = values if values.ndim == 4 else values[None]
+            even = step == 2 and not any(n % 2 for n in stacked.shape[1:])
+            stacked = halved(stacked) if even else F.avg_pool3d(stacked[None], step)[0]
+            values = stacked if values.ndim == 4 else stacked[0]
             factor //= step
         return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -159,13 +160,21 @@ def build_result(
 
 
 def measure(
-    result: Registration, inputs: Inputs, deformation: Deformation, settings: Settings, progress: Progress
+    result: Registration,
+    inputs: Inputs,
+    deformation: Deformation,
+    settings: Settings,
+    progress: Progress,
+    compare: Callable[[], metrics.Similarity] | None = None,
 ) -> None:
-    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`."""
+    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`.
+
+    ``compare``: gives the similarity of the images inside of the fixed mask, where it may be there already.
+    """
     if result.warped is None:
         result.warped = warp(inputs.moving, result.transform, inputs.fixed)
     progress.update(0.2)
-    scores = _scores(inputs, result.linear, result.transform, result.regions, progress)
+    scores = _scores(inputs, result.linear, result.transform, result.regions, progress, compare)
     if inputs.moving_labels is not None:
         result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
     result.metrics, result.quality = scores, describe(scores, deformation, settings, result.trust)
@@ -177,6 +186,7 @@ def _scores(
     transform: sitk.Transform,
     regions: RegionPair | None,
     progress: Progress,
+    compare: Callable[[], metrics.Similarity] | None,
 ) -> dict[str, dict[str, float]]:
     """Metrics before, after the linear stage and after all."""
     references = {
@@ -185,7 +195,8 @@ def _scores(
     before = inputs.initial or sitk.Transform(3, sitk.sitkIdentity)
     stages = {"before": before, "linear": linear, "after": transform}
     predicted = region_scores(regions, stages) if regions is not None else {}
-    scores = metrics.evaluate_each(inputs.fixed, inputs.moving, stages, mask=inputs.fixed_mask, **references)
+    images = inputs.fixed, inputs.moving
+    scores = metrics.evaluate_each(*images, stages, mask=inputs.fixed_mask, compare=compare, **references)
     for name, found in predicted.items():
         scores[name].update(found)
     progress.update(0.8)

@@ -28,6 +28,7 @@ from ..images.conversion import grid_of
 from ..images.resampling import validity, warp
 from ..images.transforms import affine_matrix
 from ..numerics.agreement import FAR, Agreement, axis_steps, centred, edge_orientation, shifted
+from ..numerics.parallel import in_threads
 from .linear import DescriptorPair, Side
 
 # Evidence whose scale is a ratio, and what is added before its logarithm is taken.
@@ -101,10 +102,16 @@ class Witness:
         """What speaks for and against ``transform`` (fixed to moving points), by name."""
         agreement, grey, seen, weight = self._agreement(transform)
         body = _tensor(warp(self._moving.body, transform, self._grid, "nearest")) > 0
-        here, rise, sharpness = agreement.peak()
-        miss, way_back = agreement.residual()
+        (miss, way_back), information, (here, rise, sharpness), held, offset = in_threads(
+            [
+                agreement.residual,
+                lambda: self._information(grey, weight),
+                agreement.peak,
+                agreement.held,
+                agreement.offset,
+            ]
+        )
         both = ((self._body | body) & seen).sum()
-        information = self._information(grey, weight)
         return {
             "covered": float((self._body & seen).sum() / self._body.sum().clamp_min(1)),
             "bodies": float((self._body & body).sum() / both.clamp_min(1)),
@@ -115,8 +122,8 @@ class Witness:
             "agreement": here,
             "rise": rise,
             "sharpness": sharpness,
-            "held": agreement.held(),
-            "offset": agreement.offset(),
+            "held": held,
+            "offset": offset,
             "miss": miss,
             "way_back": way_back,
             **self._shape(transform),

@@ -140,3 +140,17 @@ void side_by_side(int count, int threads, const Task& task) {
     work();
     for (auto& helper : helpers) helper.join();
 }
+
+// The same with room of its own for each thread: task(what make() gave, n). False where make().failed().
+template <class Make, class Task>
+bool side_by_side_with(int count, int threads, const Make& make, const Task& task) {
+    const int workers = std::max(1, std::min(threads, count));
+    std::atomic<int> next{0};
+    std::atomic<bool> worked{true};
+    side_by_side(workers, workers, [&](int) {
+        auto own = make();
+        if (own.failed()) worked = false;
+        for (int n; worked && (n = next.fetch_add(1)) < count;) task(own, n);
+    });
+    return worked;
+}

@@ -21,6 +21,29 @@ struct Problem {
     bool first_pair;
 };
 
+// Where the voxels from `low` to before `high` of row (z, y) land that are displaced by `to`. All places are told to be
+// apart, which makes it vector code.
+void find_row(const Lattice& l, int z, int y, int low, int high, const float* __restrict to_z,
+              const float* __restrict to_y, const float* __restrict to_x, int32_t* __restrict corner,
+              int32_t* __restrict nearest, float* __restrict share_z, float* __restrict share_y,
+              float* __restrict share_x) {
+    const int d = l.d, h = l.h, w = l.w;
+    for (int x = low; x < high; x++) {
+        const float at_z = z + to_z[x], at_y = y + to_y[x], at_x = x + to_x[x];
+        const Place a = place_on(at_z, d), b = place_on(at_y, h), c = place_on(at_x, w);
+        corner[x] = (a.first * h + b.first) * w + c.first;
+        share_z[x] = a.share;
+        share_y[x] = b.share;
+        share_x[x] = c.share;
+        nearest[x] = (nearest_on(at_z, d) * h + nearest_on(at_y, h)) * w + nearest_on(at_x, w);
+    }
+}
+
+void enlarge_row(const float* __restrict line, const int32_t* __restrict node, const float* __restrict share, int next,
+                 int low, int high, float* __restrict out) {
+    for (int x = low; x < high; x++) out[x] = mixed(line[node[x]], line[node[x] + next], share[x]);
+}
+
 // Where the voxels of one row land under `shift`.
 class Landing {
 public:
@@ -43,21 +66,10 @@ public:
 
     // Fills what follows for the voxels from `low` to before `high` of row (z, y).
     void find(int z, int y, int low, int high) {
-        const Lattice& l = p.lattice;
         read(z, y, low, high);
-        const float *__restrict to_z = &moved[0], *__restrict to_y = to_z + l.w, *__restrict to_x = to_y + l.w;
-        int32_t *__restrict corners = corner.get(), *__restrict near = nearest.get();
-        float *__restrict sz = share_z.get(), *__restrict sy = share_y.get(), *__restrict sx = share_x.get();
-        const int32_t h = l.h, w = l.w;
-        for (int x = low; x < high; x++) {
-            const float at_z = z + to_z[x], at_y = y + to_y[x], at_x = x + to_x[x];
-            const Place a = place_on(at_z, l.d), b = place_on(at_y, h), c = place_on(at_x, w);
-            corners[x] = (a.first * h + b.first) * w + c.first;
-            sz[x] = a.share;
-            sy[x] = b.share;
-            sx[x] = c.share;
-            near[x] = (nearest_on(at_z, l.d) * h + nearest_on(at_y, h)) * w + nearest_on(at_x, w);
-        }
+        const float* to = moved.get();
+        find_row(p.lattice, z, y, low, high, to, to + p.lattice.w, to + 2 * ptrdiff_t(p.lattice.w), corner.get(),
+                 nearest.get(), share_z.get(), share_y.get(), share_x.get());
     }
 
 private:
@@ -75,9 +87,7 @@ private:
             for (int x = first; x <= last; x++)
                 line[x] = mixed(mixed(a[x], b[x], at_y.share), mixed(e[x], f[x], at_y.share), at_z.share);
             if (every == 1) continue;
-            float* __restrict out = &moved[c * size_t(w)];
-            const int next = nodes > 1;
-            for (int x = low; x < high; x++) out[x] = mixed(line[node[x]], line[node[x] + next], node_share[x]);
+            enlarge_row(line, node.get(), node_share.get(), nodes > 1, low, high, &moved[c * size_t(w)]);
         }
     }
 
@@ -94,27 +104,32 @@ public:
     std::unique_ptr<float[]> share_z, share_y, share_x;
 };
 
-// Voxels z0 to z1 and y0 to y1 of the lattice. GROUPS vectors V hold the channels; 0: as many as `padded` says.
+// Works through voxels z0 to z1 and y0 to y1 of the lattice. GROUPS vectors V hold the channels; 0: as many as `padded` says.
 template <class V, int GROUPS>
 class Tile {
     static const int LANES = sizeof(V) / sizeof(float);
     int padded() const { return GROUPS ? GROUPS * LANES : p.padded; }
 
 public:
-    Tile(const Problem& p, int z0, int z1, int y0, int y1)
-        : p(p), z0(z0), z1(z1), y0(y0), y1(y1), top(std::max(y0 - 1, 0)), rows(std::min(y1 + 1, p.lattice.h) - top),
-          row_size(size_t(p.lattice.w) * padded()), sums(room<float>(3 * rows * row_size)),
-          counts(room<float>(3 * size_t(rows) * p.lattice.w)), landing(p) {}
+    // For tiles of at most `high` rows.
+    Tile(const Problem& p, int high)
+        : p(p), row_size(size_t(p.lattice.w) * padded()), sums(room<float>(3 * (high + 2) * row_size)),
+          counts(room<float>(3 * size_t(high + 2) * p.lattice.w)), landing(p) {}
+    bool failed() const { return !sums || !counts || landing.failed(); }
 
-    bool run() {
-        if (!sums || !counts || landing.failed()) return false;
+    void run(int from_z, int to_z, int from_y, int to_y) {
+        z0 = from_z;
+        z1 = to_z;
+        y0 = from_y;
+        y1 = to_y;
+        top = std::max(y0 - 1, 0);
+        rows = std::min(y1 + 1, p.lattice.h) - top;
         for (int z = std::max(z0 - 1, 0); z < std::min(z0 + 1, p.lattice.d); z++) warp_plane(z);
         const int every = p.stride;
         for (int z = z0; z < z1; z++) {
             if (z + 1 < p.lattice.d && z + 1 <= z1) warp_plane(z + 1);
             for (int y = y0; y < y1; y += every) add_row(z, y);
         }
-        return true;
     }
 
 private:
@@ -222,8 +237,8 @@ private:
     }
 
     const Problem& p;
-    const int z0, z1, y0, y1, top, rows;
     const size_t row_size;
+    int z0, z1, y0, y1, top, rows;
     std::unique_ptr<float[]> sums, counts;
     Landing landing;
 };
@@ -235,19 +250,16 @@ bool run_tiles(const Problem& p, int threads) {
     const int fitting = int(PLANE_BYTES / (3 * row_bytes)) - 2;
     const int high = std::max(fitting, std::max(every, 6)) / every * every, deep = TILE_PLANES / every * every;
     const int across = (h + high - 1) / high, down = (d + deep - 1) / deep;
-    std::atomic<bool> worked{true};
-    side_by_side(across * down, threads, [&](int n) {
+    auto made = [&] { return Tile<V, GROUPS>(p, high); };
+    return side_by_side_with(across * down, threads, made, [&](Tile<V, GROUPS>& tile, int n) {
         const int z0 = n / across * deep, y0 = n % across * high;
         const int z1 = std::min(z0 + deep, d), y1 = std::min(y0 + high, h);
         for (int z = z0; z < z1; z++)
             for (int y = y0; y < y1; y++) {
                 const int32_t* held = p.extents + 2 * (ptrdiff_t(z) * p.lattice.h + y);
-                if (held[0] >= held[1]) continue;
-                if (!Tile<V, GROUPS>(p, z0, z1, y0, y1).run()) worked = false;
-                return;
+                if (held[0] < held[1]) return tile.run(z0, z1, y0, y1);
             }
     });
-    return worked;
 }
 
 }  // namespace

@@ -61,17 +61,20 @@ struct Mind {
     ptrdiff_t area() const { return (l.h + 2 * border()) * across(); }
 };
 
-// The distances of pairs of neighbours in the planes from z0 to before z1.
+// The distances of pairs of neighbours in some planes at a time.
 class Slab {
 public:
-    Slab(const Mind& m, int z0, int z1)
-        : m(m), z0(z0), z1(z1), d(z1 - z0 + 2 * m.dilation), h(m.l.h + 2 * m.dilation), w(m.l.w + 2 * m.dilation),
+    static const int PLANES = 16;
+
+    explicit Slab(const Mind& m)
+        : m(m), h(m.l.h + 2 * m.dilation), w(m.l.w + 2 * m.dilation),
           rows(h + 2 * m.radius), squares(room<float>(size_t(w + 2 * m.radius))), lines(room<float>(size_t(rows) * w)),
-          planes(room<float>(size_t(m.width()) * h * w)), means(room<float>(size_t(d) * h * w)) {}
+          planes(room<float>(size_t(m.width()) * h * w)), means(room<float>(size_t(PLANES + 2 * m.dilation) * h * w)) {}
     bool failed() const { return !squares || !lines || !planes || !means; }
 
-    // The patch mean of (I(x + move) - I(x))^2 as far as `dilation` outside of the slab.
-    void measure(const int32_t* move) {
+    // The patch mean of (I(x + move) - I(x))^2 as far as `dilation` outside of the planes from z0 to before z1.
+    void measure(const int32_t* move, int z0, int z1) {
+        const int d = z1 - z0 + 2 * m.dilation;
         const ptrdiff_t jump = m.dilation * (move[0] * m.area() + move[1] * m.across() + move[2]);
         const ptrdiff_t size = ptrdiff_t(h) * w;
         for (int n = 0; n < d + 2 * m.radius; n++) {
@@ -92,9 +95,9 @@ public:
         }
     }
 
-    // out (slab): the mean of what was measured at both places, in dilations from each voxel.
-    void read(const int32_t* one, const int32_t* other, float* out) const {
-        for (int z = 0; z < z1 - z0; z++)
+    // out (depth, h, w): the mean of what was measured at both places, in dilations from each voxel.
+    void read(const int32_t* one, const int32_t* other, int depth, float* out) const {
+        for (int z = 0; z < depth; z++)
             for (int y = 0; y < m.l.h; y++) {
                 const float *a = at(one, z, y), *b = at(other, z, y);
                 float* __restrict to = out + (ptrdiff_t(z) * m.l.h + y) * m.l.w;
@@ -124,12 +127,9 @@ private:
     }
 
     const Mind& m;
-    const int z0, z1, d, h, w, rows;
+    const int h, w, rows;
     std::unique_ptr<float[]> squares, lines, planes, means;
 };
-
-// Planes of the image that are worked on at a time.
-const int SLAB = 16;
 
 }  // namespace
 
@@ -185,18 +185,14 @@ KERNEL int mind_distances(const float* padded, const int32_t* geometry, const fl
                           const int64_t* shape, int channels, int radius, int dilation, int threads) {
     const Mind m{Lattice(shape), padded, taps, radius, dilation};
     const ptrdiff_t all = m.l.voxels(), size = ptrdiff_t(m.l.h) * m.l.w;
-    std::atomic<bool> worked{true};
-    side_by_side((m.l.d + SLAB - 1) / SLAB, threads, [&](int n) {
-        const int z0 = n * SLAB, z1 = std::min(z0 + SLAB, m.l.d);
-        Slab slab(m, z0, z1);
-        if (slab.failed()) {
-            worked = false;
-            return;
-        }
+    auto made = [&] { return Slab(m); };
+    const int slabs = (m.l.d + Slab::PLANES - 1) / Slab::PLANES;
+    const bool worked = side_by_side_with(slabs, threads, made, [&](Slab& slab, int n) {
+        const int z0 = n * Slab::PLANES, z1 = std::min(z0 + Slab::PLANES, m.l.d);
         for (int row = 0; row < channels; row++) {
             const int32_t *channel = geometry + 10 * row, *move = channel + 1;
-            if (!row || std::memcmp(move, move - 10, 3 * sizeof *move)) slab.measure(move);
-            slab.read(move + 3, move + 6, out + *channel * all + z0 * size);
+            if (!row || std::memcmp(move, move - 10, 3 * sizeof *move)) slab.measure(move, z0, z1);
+            slab.read(move + 3, move + 6, z1 - z0, out + *channel * all + z0 * size);
         }
         const ptrdiff_t voxels = (z1 - z0) * size;
         for (ptrdiff_t first = z0 * size; first < z0 * size + voxels; first += 256) {

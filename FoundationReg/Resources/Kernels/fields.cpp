@@ -153,3 +153,30 @@ KERNEL int exponential(const float* velocity, float* out, const int64_t* shape, 
     });
     return 0;
 }
+
+// out (channels, ceil(d / 2), ceil(h / 2), ceil(w / 2)): means over blocks of 2 voxels of `values` (channels, d, h, w); an
+// odd border voxel is repeated outwards.
+KERNEL int halve(const float* values, float* out, const int64_t* shape, int channels, int threads) {
+    const Lattice l(shape);
+    const int d = (l.d + 1) / 2, h = (l.h + 1) / 2, w = (l.w + 1) / 2;
+    side_by_side(channels * d, ptrdiff_t(channels) * l.voxels() < 50000 ? 1 : threads, [&](int task) {
+        const int z = task % d;
+        const float* channel = values + task / d * l.voxels();
+        for (int y = 0; y < h; y++) {
+            const float* rows[4];
+            for (int n = 0; n < 4; n++)
+                rows[n] = channel + l.index(std::min(2 * z + n / 2, l.d - 1), std::min(2 * y + n % 2, l.h - 1), 0);
+            float* __restrict to = out + (ptrdiff_t(task) * h + y) * w;
+            for (int x = 0; x < l.w / 2; x++) {
+                float sum = 0.0f;
+                for (int n = 0; n < 4; n++) sum += rows[n][2 * x] + rows[n][2 * x + 1];
+                to[x] = 0.125f * sum;
+            }
+            if (l.w % 2) {
+                const int x = l.w - 1;
+                to[w - 1] = 0.25f * ((rows[0][x] + rows[1][x]) + (rows[2][x] + rows[3][x]));
+            }
+        }
+    });
+    return 0;
+}

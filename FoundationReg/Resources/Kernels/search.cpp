@@ -35,69 +35,71 @@ std::unique_ptr<float[]> widened(const float* from, ptrdiff_t rows, int width, i
     return to;
 }
 
-// The costs of one candidate after the other. Rows are held in whole vectors, so that no loop has an odd rest.
+// The costs of some candidates at a time, plane by plane, so that the features of a plane are read from memory once for
+// all of them. Rows are held in whole vectors, so that no loop has an odd rest.
 class Costs {
 public:
+    static const int TOGETHER = 8;
+
     struct Problem {
         Lattice l, padded;
         // fixed (channels, d, h, across), weight (d, h, across); moving and energy end with 8 numbers more than they
         // have, since whole vectors are read.
-        const float *fixed, *moving, *energy, *weight, *share;
+        const float *fixed, *moving, *energy, *weight, *factor;
         int channels;
     };
 
     explicit Costs(const Problem& p)
-        : p(p), l(p.l), across(whole_vectors(l.w)), area(ptrdiff_t(l.h) * across), raw(room<float>(across + 4)),
-          plane(room<float>(size_t(area))), volume(room<float>(size_t(area) * l.d)), line(room<float>(across)) {}
-    bool failed() const { return !raw || !plane || !volume || !line; }
+        : p(p), l(p.l), across(whole_vectors(l.w)), area(ptrdiff_t(l.h) * across),
+          raw(room<float>(size_t(l.h) * (across + 4))), plane(room<float>(size_t(area))),
+          ring(room<float>(size_t(TOGETHER) * 5 * area)), line(room<float>(across)) {}
+    bool failed() const { return !raw || !plane || !ring || !line; }
 
-    void run(const int32_t* offset, float* out) {
-        const int lead[3] = {(p.padded.d - l.d) / 2, (p.padded.h - l.h) / 2, (p.padded.w - l.w) / 2};
-        for (int z = 0; z < l.d; z++) {
-            for (int y = 0; y < l.h; y++) {
-                const ptrdiff_t there =
-                    p.padded.index(z + lead[0] + offset[0], y + lead[1] + offset[1], lead[2] + offset[2]);
-                difference((ptrdiff_t(z) * l.h + y) * across, there);
-                along_row(plane.get() + y * across);
-            }
-            float* to = volume.get() + z * area;
-            for (int y = 0; y < l.h; y++) {
-                auto row = [&](int n) { return plane.get() + ptrdiff_t(mirrored(y + n, l.h)) * across; };
-                if (l.h > 1)
-                    five(row(-2), row(-1), row(0), row(1), row(2), to + y * across, across);
-                else
-                    std::copy_n(row(0), across, to);
-            }
-        }
-        const float mean = 1.0f / ((l.d > 1 ? 9.0f : 1.0f) * (l.h > 1 ? 9.0f : 1.0f) * (l.w > 1 ? 9.0f : 1.0f));
-        for (int z = 0; z < l.d; z++)
-            for (int y = 0; y < l.h; y++) {
-                auto at = [&](int n) { return volume.get() + mirrored(z + n, l.d) * area + y * across; };
-                const float* smoothed = at(0);
-                if (l.d > 1) {
-                    five(at(-2), at(-1), at(0), at(1), at(2), line.get(), across);
-                    smoothed = line.get();
-                }
-                const ptrdiff_t row = l.index(z, y, 0);
-                for (int x = 0; x < l.w; x++) out[row + x] = smoothed[x] * mean * p.share[row + x];
+    // Costs `out` (count, d, h, w) of at most TOGETHER candidates.
+    void run(const int32_t* offsets, int count, float* out) {
+        for (int z = 0; z < l.d + 2; z++)
+            for (int k = 0; k < count; k++) {
+                if (z < l.d) smooth_plane(z, offsets + 3 * k, held(k, z));
+                if (z >= 2) finish_plane(z - 2, k, out + k * l.voxels());
             }
     }
 
 private:
+    float* held(int k, int z) const { return ring.get() + (ptrdiff_t(k) * 5 + z % 5) * area; }
+    float* raw_row(int y) const { return raw.get() + ptrdiff_t(y) * (across + 4); }
+
+    // Plane z of a candidate, smoothed twice along y and x.
+    void smooth_plane(int z, const int32_t* offset, float* out) {
+        const int lead[3] = {(p.padded.d - l.d) / 2, (p.padded.h - l.h) / 2, (p.padded.w - l.w) / 2};
+        for (int y = 0; y < l.h; y++) {
+            const ptrdiff_t there = p.padded.index(z + lead[0] + offset[0], y + lead[1] + offset[1], lead[2] + offset[2]);
+            difference((ptrdiff_t(z) * l.h + y) * across, there, raw_row(y) + 2);
+        }
+        // Not row by row: a processor waits where it reads across what it has written just before.
+        for (int y = 0; y < l.h; y++) along_row(raw_row(y), plane.get() + y * across);
+        for (int y = 0; y < l.h; y++) {
+            auto row = [&](int n) { return plane.get() + ptrdiff_t(mirrored(y + n, l.h)) * across; };
+            if (l.h > 1)
+                five(row(-2), row(-1), row(0), row(1), row(2), out + y * across, across);
+            else
+                std::copy_n(row(0), across, out);
+        }
+    }
+
     // (energy - 2 fixed . moving) * weight of one row, which begins `here` in the lattice and `there` in the padded one.
-    void difference(ptrdiff_t here, ptrdiff_t there) {
+    void difference(ptrdiff_t here, ptrdiff_t there, float* out) const {
         const ptrdiff_t all = area * l.d, padded = p.padded.voxels();
         for (int x = 0; x < across; x += 8) {
             Lanes8 sum = {};
             const float *f = p.fixed + here + x, *m = p.moving + there + x;
             for (int c = 0; c < p.channels; c++, f += all, m += padded) sum += load<Lanes8>(f) * load<Lanes8>(m);
             const Lanes8 rest = load<Lanes8>(p.energy + there + x) - (sum + sum);
-            store(raw.get() + 2 + x, rest * load<Lanes8>(p.weight + here + x));
+            store(out + x, rest * load<Lanes8>(p.weight + here + x));
         }
     }
 
-    void along_row(float* to) {
-        float* r = raw.get();
+    // `r` has two numbers before and two behind the row, which are filled.
+    void along_row(float* r, float* to) const {
         if (l.w == 1) {
             std::copy_n(r + 2, across, to);
             return;
@@ -111,11 +113,26 @@ private:
         five(r, r + 1, r + 2, r + 3, r + 4, to, across);
     }
 
+    // Plane z of candidate k, smoothed along z too and over what counts there.
+    void finish_plane(int z, int k, float* out) const {
+        const float mean = 1.0f / ((l.d > 1 ? 9.0f : 1.0f) * (l.h > 1 ? 9.0f : 1.0f) * (l.w > 1 ? 9.0f : 1.0f));
+        for (int y = 0; y < l.h; y++) {
+            auto at = [&](int n) { return held(k, mirrored(z + n, l.d)) + y * across; };
+            const float* smoothed = at(0);
+            if (l.d > 1) {
+                five(at(-2), at(-1), at(0), at(1), at(2), line.get(), across);
+                smoothed = line.get();
+            }
+            const ptrdiff_t row = l.index(z, y, 0);
+            for (int x = 0; x < l.w; x++) out[row + x] = smoothed[x] * mean * p.factor[row + x];
+        }
+    }
+
     const Problem& p;
     const Lattice l;
     const int across;
     const ptrdiff_t area;
-    std::unique_ptr<float[]> raw, plane, volume, line;
+    std::unique_ptr<float[]> raw, plane, ring, line;
 };
 
 // One smoothing along an axis: out = low + here + high.
@@ -181,15 +198,12 @@ const int GROUP = 256;
 KERNEL int smooth(const float* volumes, float* out, const int64_t* shape, int count, int threads) {
     const Lattice l(shape);
     const int deep = 16, slabs = (l.d + deep - 1) / deep;
-    std::atomic<bool> worked{true};
-    side_by_side(count * slabs, l.voxels() * count < 20000 ? 1 : threads, [&](int n) {
-        Smoothed smoothed(l);
+    auto made = [&] { return Smoothed(l); };
+    const int used = l.voxels() * count < 20000 ? 1 : threads;
+    const bool worked = side_by_side_with(count * slabs, used, made, [&](Smoothed& smoothed, int n) {
         const ptrdiff_t first = n / slabs * l.voxels();
         const int z0 = n % slabs * deep;
-        if (smoothed.failed())
-            worked = false;
-        else
-            smoothed.run(volumes + first, out + first, z0, std::min(z0 + deep, l.d));
+        smoothed.run(volumes + first, out + first, z0, std::min(z0 + deep, l.d));
     });
     return worked ? 0 : 1;
 }
@@ -211,14 +225,12 @@ KERNEL int candidate_costs(const float* fixed, const float* moving, const float*
     for (ptrdiff_t n = 0; n < l.voxels(); n++) factor[n] = 1.0f / share[n];
     const Costs::Problem problem{l,           padded,        own.get(), other.get(),
                                  power.get(), counted.get(), factor.get(), channels};
-    const int workers = std::max(1, std::min(threads, count));
-    std::atomic<int> next{0};
-    std::atomic<bool> worked{true};
-    side_by_side(workers, workers, [&](int) {
-        Costs costs(problem);
-        if (costs.failed()) worked = false;
-        for (int k; worked && (k = next.fetch_add(1)) < count;)
-            costs.run(offsets + 3 * ptrdiff_t(k), cost + k * l.voxels());
+    const int groups = (count + Costs::TOGETHER - 1) / Costs::TOGETHER;
+    auto made = [&] { return Costs(problem); };
+    const bool worked = side_by_side_with(groups, threads, made, [&](Costs& costs, int g) {
+        const ptrdiff_t first = ptrdiff_t(g) * Costs::TOGETHER;
+        const int some = int(std::min<ptrdiff_t>(Costs::TOGETHER, count - first));
+        costs.run(offsets + 3 * first, some, cost + first * l.voxels());
     });
     return worked ? 0 : 1;
 }

@@ -20,6 +20,12 @@ struct System {
     void by_slab(const Task& task) const {
         side_by_side(slabs(), threads, [&](int s) { task(s, s * SLAB, std::min((s + 1) * SLAB, l.d)); });
     }
+    template <class Make, class Task>
+    bool by_slab_with(const Make& make, const Task& task) const {
+        return side_by_side_with(slabs(), threads, make, [&](auto& own, int s) {
+            task(own, s, s * SLAB, std::min((s + 1) * SLAB, l.d));
+        });
+    }
     int slabs() const { return (l.d + SLAB - 1) / SLAB; }
 };
 
@@ -162,17 +168,10 @@ private:
 
     // image = operator(v), and the sums of v * image.
     bool apply(const float* v, bool with_sums) {
-        std::atomic<bool> worked{true};
-        s.by_slab([&](int slab, int z0, int z1) {
-            Operator system(s);
-            if (system.failed()) {
-                worked = false;
-                return;
-            }
+        return s.by_slab_with([&] { return Operator(s); }, [&](Operator& system, int slab, int z0, int z1) {
             system.apply(v, image.get(), z0, z1);
             if (with_sums) sums[slab] = products(v, image.get(), z0, z1);
         });
-        return worked;
     }
 
     double products(const float* a, const float* b, int z0, int z1) const {
@@ -252,18 +251,39 @@ private:
 
 }  // namespace
 
+// out (d, h, w): squared norm of the gradient of `field` (3, d, h, w); forward and backward differences count half each.
+KERNEL int strain_energy(const float* field, float* out, const int64_t* shape, int threads) {
+    const Lattice l(shape);
+    const ptrdiff_t area = ptrdiff_t(l.h) * l.w, w = l.w;
+    side_by_side(l.d, int(std::min<ptrdiff_t>(threads, 1 + l.voxels() / 60000)), [&](int z) {
+        for (int y = 0; y < l.h; y++) {
+            float* __restrict to = out + l.index(z, y, 0);
+            for (int c = 0; c < 3; c++) {
+                const float* u = field + c * l.voxels() + l.index(z, y, 0);
+                const float *below = z ? u - area : u, *above = z + 1 < l.d ? u + area : u;
+                const float *before = y ? u - w : u, *behind = y + 1 < l.h ? u + w : u;
+                auto node = [&](ptrdiff_t x, ptrdiff_t low, ptrdiff_t high) {
+                    auto squared = [&](const float* other, ptrdiff_t at) { return (u[x] - other[at]) * (u[x] - other[at]); };
+                    const float sum = (squared(below, x) + squared(above, x)) + (squared(before, x) + squared(behind, x)) +
+                                      (squared(u, low) + squared(u, high));
+                    return (c ? to[x] : 0.0f) + 0.5f * sum;
+                };
+                for (ptrdiff_t x = 1; x + 1 < w; x++) to[x] = node(x, x - 1, x + 1);
+                to[0] = node(0, 0, std::min<ptrdiff_t>(1, w - 1));
+                if (w > 1) to[w - 1] = node(w - 1, w - 2, w - 1);
+            }
+        }
+    });
+    return 0;
+}
+
 // out (3, d, h, w): half the gradient of the regulariser's energy at `field`; `weight` (d, h, w) of it, or null.
 KERNEL int regulariser_gradient(const float* field, const float* weight, float* out, const int64_t* shape,
                                 float diffusion, float bending, int threads) {
     const System system{Lattice(shape), nullptr, weight, diffusion, bending, threads};
-    std::atomic<bool> worked{true};
-    system.by_slab([&](int, int z0, int z1) {
-        Operator gradient(system);
-        if (gradient.failed())
-            worked = false;
-        else
-            gradient.apply(field, out, z0, z1);
-    });
+    const bool worked = system.by_slab_with(
+        [&] { return Operator(system); },
+        [&](Operator& gradient, int, int z0, int z1) { gradient.apply(field, out, z0, z1); });
     return worked ? 0 : 1;
 }
 
@@ -273,6 +293,8 @@ KERNEL int conjugate_gradients(const float* curvature, const float* right, const
                                const int64_t* shape, float diffusion, float bending, int started, int steps,
                                int threads) {
     const Lattice l(shape);
-    const System system{l, curvature, weight, diffusion, bending, l.voxels() < 30000 ? 1 : threads};
+    // Threads are begun and joined for each sweep, which pays for large pieces only.
+    const int used = int(std::min<ptrdiff_t>(threads, 1 + l.voxels() / 60000));
+    const System system{l, curvature, weight, diffusion, bending, used};
     return ConjugateGradients(system, right, step).run(started != 0, steps) ? 0 : 1;
 }

@@ -42,7 +42,7 @@ class FeaturesSection:
         self._ui, self._models, self._session, self._owner = ui, models, session, owner
         self._busy, self._say, self._fail, self._shown, self._run = busy, say, fail, shown, run
         self._parameters = None
-        self._title = ""
+        self._listed: tuple = ()
         ui.encodeFeaturesButton.connect("clicked(bool)", self._onEncode)
         ui.useFeaturesButton.connect("clicked(bool)", self._onUse)
         ui.featureEncoderComboBox.connect("currentIndexChanged(int)", lambda _index: self._enable())
@@ -53,15 +53,23 @@ class FeaturesSection:
         self._parameters = node
 
     def update(self) -> None:
-        """What can be encoded with now: the encoders that are installed and took no part."""
+        """The parameters or the result changed."""
+        owner = self._owner()
+        if (owner, encoders_of(owner)) != self._listed:
+            self.refresh()
+        else:
+            self._enable()
+
+    def refresh(self) -> None:
+        """List what can be encoded with: the encoders that are installed. Looks at the files of their weights."""
         combo, owner = self._ui.featureEncoderComboBox, self._owner()
-        known = encoders_of(owner) if owner is not None else []
+        self._listed = owner, encoders_of(owner)
         there = [encoder for encoder in availability.encoders() if encoder.file]
         wanted = [encoder for encoder in there if encoder.availability == Availability.READY]
         if not wanted:
             wanted = [encoder for encoder in there if encoder.id == FALLBACK]
         # What is in the comparison already needs no encoding, but may still be given a say.
-        texts = [(encoder.title, encoder.id) for encoder in sorted(wanted, key=lambda item: item.id in known)]
+        texts = [(encoder.title, encoder.id) for encoder in sorted(wanted, key=lambda item: item.id in self._listed[1])]
         if [(combo.itemText(n), combo.itemData(n)) for n in range(combo.count)] != texts:
             chosen = combo.currentData
             blocked = combo.blockSignals(True)
@@ -105,7 +113,6 @@ class FeaturesSection:
     def encode(self, encoder: availability.Encoder) -> None:
         """Ask the worker for the features; they are shown when they come."""
         session, owner = self._session(), self._owner()
-        self._title = encoder.title
         self._busy(True)
         self._say(_("Encoding with {title}...").format(title=encoder.title))
         session.encode(encoder.id, lambda found: self._answered(encoder, owner, session, found), self._showProgress)

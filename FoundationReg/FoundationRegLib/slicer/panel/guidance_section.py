@@ -138,6 +138,7 @@ class GuidanceSection:
         if box.GetDisplayNode() is None:
             box.CreateDefaultDisplayNodes()
         box.GetDisplayNode().SetSelectedColor(*COLORS[side])
+        box.GetDisplayNode().SetFillVisibility(False)  # what is in it is to be seen
 
     def draw(self, side: str) -> None:
         """Let the user click on two opposite corners of the box, which is created when there is none."""

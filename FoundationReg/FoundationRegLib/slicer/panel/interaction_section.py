@@ -361,7 +361,7 @@ class InteractionSection:
                 self._say(str(event))
         else:
             self._show(event)
-            doubtful = sum(bool(note) for _miss, note in self._fits)
+            doubtful = sum(map(bool, event["conflicts"]))
             text = _("Corrected; doubtful pairs: {count}, see the notes.") if doubtful else _("Corrected.")
             self._say(text.format(count=doubtful))
             self._measure.start()

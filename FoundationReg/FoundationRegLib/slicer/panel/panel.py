@@ -21,7 +21,7 @@ from .guidance_section import GuidanceSection
 from .interaction_section import InteractionSection
 from .presets_section import PresetPanel
 from .review_section import ReviewPanel
-from .tools import ToolButtons
+from .tools import ToolButtons, allow_folded
 from .wording import stage_title, time_left
 
 REOPTIMIZE_DELAY_MS = 500
@@ -40,7 +40,7 @@ class Panel:
         self._stage = ""
         self._updating = False
         self.review = ReviewPanel(ui)
-        self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self.updateApply)
+        self.models = ModelsPanel(ui, lambda: logic.channel, self.say, self._onWeights)
         self.presets = PresetPanel(ui)
         self.interaction = InteractionSection(
             interactionUi, self.say, self.run, self.review.refresh, self._takeMeasures
@@ -122,6 +122,11 @@ class Panel:
         if parameters.tuning_of(node) != self._tuning and node.reoptimize and self._canReoptimize():
             self._delay.start()
 
+    def _onWeights(self) -> None:
+        """Weights came or went."""
+        self.updateApply()
+        self.features.refresh()
+
     def missing(self) -> tuple[str, str]:
         """What hinders a start: the short text of the button and the sentence of its tooltip; empty when nothing."""
         node = self._parameters
@@ -201,7 +206,7 @@ class Panel:
             self.review.showAfter()
             self.device.ask(again=False)
             self._logic.channel.process.keep_files = node.keepFiles
-            self._job = self._logic.start(request, self._onEvent, self._allowFolded)
+            self._job = self._logic.start(request, self._onEvent, allow_folded)
         except FoundationRegError as error:
             self._setBusy(False)
             self._fail(error)
@@ -334,13 +339,6 @@ class Panel:
     def _onPreview(self, wanted: bool) -> None:
         if self._job is not None:
             self._job.set_preview(wanted)
-
-    def _allowFolded(self, percent: float) -> bool:
-        text = _(
-            "The deformation folds in {percent:.2g} % of the voxels, so landmarks and models cannot follow it reliably "
-            "there. Let them follow nevertheless?"
-        )
-        return slicer.util.confirmYesNoDisplay(text.format(percent=percent))
 
     #
     # Refining again

@@ -81,3 +81,12 @@ class ToolButtons:
         self._say(_("The memory is released; the next run loads models and features again."))
         self._released()
         self.update()
+
+
+def allow_folded(percent: float) -> bool:
+    """Ask whether landmarks and models may follow a transform that folds in ``percent`` of the voxels."""
+    text = _(
+        "The deformation folds in {percent:.2g} % of the voxels, so landmarks and models cannot follow it reliably "
+        "there. Let them follow nevertheless?"
+    )
+    return slicer.util.confirmYesNoDisplay(text.format(percent=percent))
