@@ -13,6 +13,7 @@ from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
 from FoundationRegLib.images import conversion, transforms
 from FoundationRegLib.registration import encoding, pipeline, preparation
+from FoundationRegLib.registration.ahead import Ahead
 from FoundationRegLib.registration.deformable import deform
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.settings import Settings
@@ -526,3 +527,20 @@ def test_guides_are_needed_on_both_sides(shifted_pair, kind):
     for given in ({}, {f"fixed_{kind}": "there.nii.gz"}):
         with pytest.raises(InputError, match=f"{kind} of both images are needed"):
             register(*shifted_pair, NOTHING, **{f"guide_with_{kind}": True}, **given)
+
+
+def test_a_cut_image_has_no_edge_where_it_is_cut(phantom):
+    """Only what both images show is compared, and the moving one goes on as it ended; uncut, nothing is done."""
+    fixed = conversion.image_from_array(phantom.on(FIXED), FIXED)
+    still = sitk.Transform(3, sitk.sitkIdentity)
+
+    def prepared(moving):
+        inputs = preparation.Inputs(fixed, moving)
+        return preparation.prepare_pair(Ahead(inputs, MIND), still, MIND, 10**6, False, False)
+
+    whole, cut = prepared(fixed), prepared(fixed[:, :, 16:])
+    assert whole.seen is None and cut.seen is not None and (cut.seen.mean(axis=(1, 2)) < 0.1).sum() > 5
+    assert cut.fixed_mask.any() and not (cut.fixed_mask & ~cut.seen).any()
+    first = int(np.flatnonzero(cut.seen.any(axis=(1, 2)))[0])
+    middle = tuple(n // 2 for n in cut.grid.shape[1:])
+    np.testing.assert_array_equal(cut.moving[:first, *middle], cut.moving[first, *middle])

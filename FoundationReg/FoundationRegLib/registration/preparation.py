@@ -60,9 +60,19 @@ def prepare_pair(
     (fixed, fixed_seen), (moving, moving_seen) = each(placed, SIDES)
     seen = fixed_seen & moving_seen
     cut = seen[fixed["fixed_body"]].mean() < METHOD.least_seen
+    if cut and (shared := fixed["fixed_mask"] & seen).any():
+        # What one image does not show has no match: the search would find it something in the rest.
+        fixed["fixed_mask"] = shared
+        moving["moving"] = _continued(moving["moving"], moving_seen)
     guides = _guides(inputs, grid, linear, by_labels)
     landmarks = _landmarks(inputs, grid, linear) if by_points else None
     return Pair(grid, **fixed, **moving, guides=guides, landmarks=landmarks, seen=seen if cut else None)
+
+
+def _continued(image: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """``image`` with what is not ``seen`` taken from the nearest seen voxel: where a body is cut, there is no edge."""
+    nearest = ndimage.distance_transform_edt(~seen, return_distances=False, return_indices=True)
+    return image[tuple(nearest)]
 
 
 def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: int) -> Grid:
@@ -108,6 +118,8 @@ def with_masks(pair: Pair, inputs: Inputs, linear: sitk.Transform) -> Pair:
         inside = validity(getattr(inputs, side), pair.grid, through)
         body = getattr(pair, f"{side}_body")
         masks[f"{side}_mask"] = _similarity_mask(inputs, side, body, inside, pair.grid, through)
+    if pair.seen is not None and (shared := masks["fixed_mask"] & pair.seen).any():
+        masks["fixed_mask"] = shared
     made = replace(pair, **masks)
     made.__dict__["encoder_key"] = pair.encoder_key
     return made
