@@ -25,13 +25,16 @@ from .inputs import Inputs
 from .pair import Pair
 from .pyramid import lattice_multiple
 
+# Voxels of a working grid for each one of the box around the body: 8 mm of margin around 200 mm, and rounding up.
+_WITH_MARGIN = 1.3
+
 
 def working_voxels(settings: Settings, device: torch.device) -> int:
     """Voxels of the fixed image's working grid at most: as many as the memory holds, and no more than are of use."""
     if not settings.memory_gb and device.type != "cuda":
         return MOST_VOXELS
     room = memory_limit(settings.memory_gb, device) - METHOD.base_gb * 1e9
-    return int(min(MOST_VOXELS, max(METHOD.least_voxels, room / METHOD.voxel_bytes)))
+    return int(min(MOST_VOXELS, max(METHOD.least_voxels, room / METHOD.voxel_bytes / _WITH_MARGIN)))
 
 
 def prepare_pair(
@@ -79,16 +82,10 @@ def _working_grid(inputs: Inputs, body: np.ndarray, settings: Settings, voxels: 
     """The isotropic grid over the fixed body, padded to what the lattices of the levels need."""
     foreground = body if settings.body_mask else None
     spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels, foreground)
-    while True:
-        grid = working_grid(inputs.fixed, foreground, spacing, METHOD.margin_mm)
-        multiple = lattice_multiple(settings, spacing)
-        extra = [-n % multiple for n in grid.shape]
-        grid = grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
-        excess = np.prod(grid.shape, dtype=float) / voxels
-        # Where memory is what limits the voxels, those of the margin count, too.
-        if settings.finest_spacing_mm or voxels >= MOST_VOXELS or excess <= 1 or min(grid.shape) <= multiple:
-            return grid
-        spacing *= max(1.02, float(np.cbrt(excess)))
+    grid = working_grid(inputs.fixed, foreground, spacing, METHOD.margin_mm)
+    multiple = lattice_multiple(settings, spacing)
+    extra = [-n % multiple for n in grid.shape]
+    return grid.padded([n // 2 for n in extra], [n - n // 2 for n in extra])
 
 
 def _mask_on(image: sitk.Image, grid: Grid, transform: sitk.Transform | None) -> np.ndarray:
