@@ -12,7 +12,14 @@ from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.encoders.anatomy import AnatomyNetwork, Frame
 from FoundationRegLib.images.conversion import grid_of, image_from_array
 from FoundationRegLib.registration import pipeline
-from FoundationRegLib.registration.regions import RegionPair, Regions, predict, region_scores, region_start
+from FoundationRegLib.registration.regions import (
+    RegionPair,
+    Regions,
+    predict,
+    region_scores,
+    region_start,
+    unlike_warning,
+)
 from FoundationRegLib.settings import Settings
 from FoundationRegLib.weights import store, trust
 
@@ -117,6 +124,14 @@ def test_overlap_is_measured_per_structure():
     assert scores["before"]["predicted_dice"] == pytest.approx(expected, abs=0.05)
     assert scores["after"]["predicted_dice"] > 0.9
     assert set(scores["after"]["predicted_dice_per_structure"]) == set(NAMES[1:])
+
+
+def test_regions_that_do_not_meet_are_warned_of():
+    pair, _, _ = turned_pair((0, 0, 0), (4.0, 0, 0))
+    places = {"right": (4.0, 0, 0), "far off": (0, 0, 60.0)}
+    scores = region_scores(pair, {name: sitk.TranslationTransform(3, shift) for name, shift in places.items()})
+    assert unlike_warning(pair, scores["right"]) is None and unlike_warning(pair, {}) is None
+    assert "levels names hardly meet" in unlike_warning(pair, scores["far off"])
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from .pace import Pace
 from .preparation import working_voxels
 from .pyramid import search_factor
 
-# Seconds on two cores of a processor of 2020, by what each stage's work grows with. How they relate to each other is
-# what counts until `pace` knows better: the stages that are done set the scale.
-_START, _LINEAR, _CHECK = 1.5, 1.0, 0.4
-_VOXEL = {"prepare": 1.2e-7, "output": 1e-7}
-_OUTPUT = 4.0
-_CANDIDATE, _REFINED_NODE = 1e-7, 2.5e-5
+# Seconds on two quiet cores with the compiled kernels (breast_task3), by what each stage's work grows with. How they
+# relate to each other is what counts until `pace` knows better: the stages that are done set the scale.
+_START, _LINEAR, _CHECK = 0.75, 0.75, 0.4
+_VOXEL = {"prepare": 8e-8, "output": 3e-8}
+_OUTPUT = 1.2
+_CANDIDATE, _REFINED_NODE = 1.2e-8, 3.4e-6
 # The coarsest level starts from far away and takes more iterations.
-_COARSEST = 2.0
+_COARSEST = 3.4
 _MIND_CHANNELS = 6
 _BOX, _ANATOMY = 3.0, 15.0
 # Share of its bounding box that a body fills.

@@ -27,7 +27,7 @@ from .inputs import Inputs
 from .inverse import inverse_transform
 from .pair import Pair
 from .quality import describe
-from .regions import RegionPair, region_scores
+from .regions import RegionPair, region_scores, unlike_warning
 from .trust import Trust, choose, warnings_of
 from .workspace import Workspace
 
@@ -178,6 +178,8 @@ def measure(
     if inputs.moving_labels is not None:
         result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
     result.metrics, result.quality = scores, describe(scores, deformation, settings, result.trust)
+    if result.regions is not None and (warning := unlike_warning(result.regions, scores["after"])):
+        result.warnings.append(warning)
 
 
 def _scores(
