@@ -130,7 +130,6 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
         moving,
         transform,
         sitk.TranslationTransform(3),
-        sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0),
         {"before": {"nmi": 1.05, **predicted[0]},
          "after": {"nmi": 1.25, "folded_percent": 0.4 if action == FOLDED else 0.0, **predicted[1]}},
         {"settings": settings.to_dict(), "reused": reused, "initial": initial_transform is not None,

@@ -49,7 +49,6 @@ def fake_register(fixed, moving, settings=None, *, progress=None, moving_labels=
         moving=moving,
         transform=transform,
         linear=shift,
-        warped=resampling.warp(moving, transform, fixed),
         metrics={"before": {"nmi": 1.0}, "after": scores},
         record={"settings": settings.to_dict(), "seconds": {"encode": 1.0, "refine": np.float32(2.0)}, "seed": 0},
         quality="The images are well aligned.",

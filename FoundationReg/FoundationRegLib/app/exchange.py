@@ -69,8 +69,11 @@ def save_regions(regions, folder: Path) -> dict:
     return answer
 
 
-def save_found(result, folder: Path) -> dict:
-    """Write what a `registration.Registration` holds before it is measured, and say where it is."""
+def save_found(result, folder: Path, volume: dict | None = None) -> dict:
+    """Write what a `registration.Registration` holds before it is measured, and say where it is.
+
+    ``volume``: how the moving image is warped; None where it is not wanted.
+    """
     from ..images.transforms import affine_matrix
     from ..numerics.fields import folded_percent
 
@@ -87,8 +90,8 @@ def save_found(result, folder: Path) -> dict:
     if result.workspace is not None:
         found = result.workspace.found
         answer["folded_percent"] = folded_percent(found.displacement, found.grid.spacing)
-    for name in ("warped", "warped_labels"):
-        image = getattr(result, name)
+    moved = warped(result, volume) if volume is not None else None
+    for name, image in (("warped", moved), ("warped_labels", result.warped_labels)):
         if image is not None:
             answer[name] = save_image(folder / f"{name}.npy", image)
     if result.box_masks is not None:

@@ -57,7 +57,6 @@ from .exchange import (
     save_found,
     save_measured,
     save_pair,
-    warped,
 )
 from .failure import write_log
 from .loading import load_libraries
@@ -201,16 +200,14 @@ class Worker:
 
         def on_found(result) -> None:
             self._session = Session(number, result) if result.workspace is not None else None
-            if request.get("volume") is not None:
-                result.warped = warped(result, request["volume"])
-            sent.update(save_found(result, folder))
+            sent.update(save_found(result, folder, request.get("volume")))
             self.emit(number, "found", **sent)
 
         result = register(**inputs, progress=progress, cache=self._kept_cache(), on_found=on_found)
         progress.check()
         if sent:
             return save_measured(result)
-        return {**save_found(result, folder), **save_measured(result)}
+        return {**save_found(result, folder, request.get("volume")), **save_measured(result)}
 
     def _do_segment(self, request: dict) -> dict:
         from ..registration import pipeline

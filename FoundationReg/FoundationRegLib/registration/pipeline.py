@@ -91,8 +91,8 @@ def register(
         fixed_box_mask, moving_box_mask: what the boxes hold, above 0, as a person corrected it. Nothing is segmented on
             that side, and its box may be left out.
         download: fetch weights that are missing; says yes to their licences. Otherwise nothing is fetched.
-        on_found: gets the result as soon as its transform is known and before anything is measured: ``warped``,
-            ``metrics`` and ``quality`` are still empty then.
+        on_found: gets the result as soon as its transform is known and before anything is measured: ``metrics`` and
+            ``quality`` are still empty then.
         progress: takes events and previews, and carries the wish to cancel. cache: keeps features for later calls.
         begun: of `ahead.begin` with the same arguments, where these have been read already.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,6 @@ class Registration:
     moving: sitk.Image
     transform: sitk.DisplacementFieldTransform
     linear: sitk.Transform
-    warped: sitk.Image | None
     metrics: dict[str, dict[str, float]]
     record: dict[str, Any]
     quality: str
@@ -97,6 +97,11 @@ class Registration:
         self.features |= pictures
         self.record.setdefault("weights_sha256_shown", {})[encoder] = digest
 
+    @cached_property
+    def warped(self) -> sitk.Image:
+        """The moving image in the fixed geometry, linearly interpolated when it is first asked for."""
+        return warp(self.moving, self.transform, self.fixed)
+
     def inverse(self) -> sitk.DisplacementFieldTransform:
         """The numerical inverse: maps moving points to fixed points, over the whole moving image.
 
@@ -124,7 +129,7 @@ def build_result(
     settings: Settings,
     device: torch.device,
 ) -> Registration:
-    """The result as soon as the transform is known: without ``warped``, ``metrics`` and ``quality``.
+    """The result as soon as the transform is known: without ``metrics`` and ``quality``.
 
     ``facts``: of the linear stage.
     """
@@ -152,7 +157,7 @@ def build_result(
     if settings.deformable and trust.kept != "before":
         workspace = Workspace(inputs, linear, settings, deformation, transform, lattice)
     return Registration(
-        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, warped=None, metrics={},
+        fixed=inputs.fixed, moving=inputs.moving, transform=transform, linear=linear, metrics={},
         record=record, quality="", loss=deformation.losses, features=pictures, feature_grid=picture_grid,
         uncertainty=_uncertainty_image(deformation, inputs.fixed), warnings=warnings, regions=regions,
         box_masks=boxed, trust=trust, workspace=workspace,
@@ -167,13 +172,10 @@ def measure(
     progress: Progress,
     compare: Callable[[], metrics.Similarity] | None = None,
 ) -> None:
-    """Warp the moving image and labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`.
+    """Warp the moving labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`.
 
     ``compare``: gives the similarity of the images inside of the fixed mask, where it may be there already.
     """
-    if result.warped is None:
-        result.warped = warp(inputs.moving, result.transform, inputs.fixed)
-    progress.update(0.2)
     scores = _scores(inputs, result.linear, result.transform, result.regions, progress, compare)
     if inputs.moving_labels is not None:
         result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
