@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 from .. import __version__
+from ..core.resources import cache_path
 
 _MOST_LOGS = 20
 
@@ -36,9 +37,7 @@ def write_log(error: BaseException) -> Path | None:
 def _folders():
     """Where logs may go, the best place first."""
     with contextlib.suppress(Exception):
-        import pooch
-
-        yield Path(pooch.os_cache("foundationreg")) / "logs"
+        yield cache_path("logs")
     with contextlib.suppress(Exception):
         yield Path(tempfile.gettempdir()) / "foundationreg-logs"
 

@@ -96,3 +96,6 @@ class MethodConstants:
 
 
 METHOD = MethodConstants()
+
+# The two images, as arguments and attributes name them.
+SIDES = ("fixed", "moving")

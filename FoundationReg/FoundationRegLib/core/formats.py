@@ -22,10 +22,11 @@ def suffix_of(path: str | Path) -> str:
 def harmless_cell(value):
     """``value`` for a cell of a .csv file: of a text that a spreadsheet would run as a formula, the text (OWASP)."""
     risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if risky and not _is_number(value) else value
+    return f"'{value}" if risky and not is_number(value) else value
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether ``text`` reads as a number."""
     try:
         float(text)
     except ValueError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import printable, reason, replacing
-from ..core.formats import POINT_SUFFIXES, harmless_cell, suffix_of
+from ..core.formats import POINT_SUFFIXES, harmless_cell, is_number, suffix_of
 from ..errors import InputError
 from .contents import FARTHEST_MM, require_regular
 
@@ -93,7 +93,7 @@ def _read_csv(text: str) -> Points:
     for axes, sign in _AXES.items():
         if set(axes) <= set(names):
             return _from_columns(rows[1:], names, axes, sign)
-    if rows and not _is_number(rows[0][0]):
+    if rows and not is_number(rows[0][0]):
         raise InputError("has a header without columns x y z, l p s or r a s.")
     if any(len(row) != 3 for row in rows):
         raise InputError("needs three columns, or a header that names them (x y z, l p s or r a s).")
@@ -106,14 +106,6 @@ def _from_columns(rows: list[list[str]], names: list[str], axes: tuple[str, ...]
         rows = [row for row in rows if row[column["defined"]].lower() not in ("0", "false")]
     array = np.array([[float(row[column[axis]]) for axis in axes] for row in rows]).reshape(-1, 3) * sign
     return Points(array, tuple(row[column["label"]] for row in rows) if "label" in column else ())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_fcsv(text: str) -> Points:

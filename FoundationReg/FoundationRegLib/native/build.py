@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from ..core.files import replacing
-from ..core.resources import resource_path
+from ..core.resources import cache_path, resource_path
 
 # Options by processor and compiler family, the plainest first. The names are those of torch's CPU capabilities.
 VARIANTS = {
@@ -72,9 +72,7 @@ def library_name(variant: str) -> str:
 
 def user_folder() -> Path:
     """Where libraries lie that the user had built: beside the user's weights, in the system's place for caches."""
-    import pooch
-
-    return Path(pooch.os_cache("foundationreg")) / "kernels"
+    return cache_path("kernels")
 
 
 def find_compiler() -> list[str]:

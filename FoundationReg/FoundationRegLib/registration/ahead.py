@@ -10,11 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ..core.constants import SIDES
 from ..settings import Settings
 from .inputs import ImageLike, Inputs, read_inputs
 from .sides import Detail, Side, detail, prepare
-
-SIDES = ("fixed", "moving")
 
 
 class Ahead:

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from ..core.constants import METHOD
+from ..core.constants import METHOD, SIDES
 from ..core.grid import Grid
 from ..core.progress import Progress
 from ..encoders.box_decoder import build_box_decoder
@@ -30,7 +30,6 @@ from ..weights.catalogue import entry
 BoxLike = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 # The encoder whose checkpoint also holds the decoder.
 BOX_ENCODER = "medsam-lite"
-SIDES = ("fixed", "moving")
 # Grey values that vary by less than this share of the image's range hold nothing.
 _LEAST_CONTRAST = 0.01
 

@@ -18,6 +18,7 @@ import torch
 
 from .. import __version__
 from ..core.files import replacing
+from ..core.resources import cache_path
 
 # A new run counts as much as all before it together: a changed computer is learnt in a few runs. A stage of less than
 # so many seconds counts in proportion: with small images most of its time does not grow with them.
@@ -32,9 +33,7 @@ def cache_folder() -> Path:
     for caches."""
     if chosen := os.environ.get("FOUNDATIONREG_CACHE"):
         return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("foundationreg"))
+    return cache_path()
 
 
 class Pace:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import Cache
-from ..core.constants import METHOD
+from ..core.constants import METHOD, SIDES
 from ..core.grid import Grid
 from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
@@ -30,7 +30,7 @@ from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry, own_model
 from . import boxes, linear
-from .ahead import SIDES, Ahead
+from .ahead import Ahead
 from .boxes import BoxLike
 from .content import content_hash
 from .deformable import Deformation, deform
@@ -241,7 +241,7 @@ def _segment(
     cache: Cache,
 ) -> None:
     """Put the boxes ``around`` and what they hold into ``inputs``; masks that are there stay."""
-    sides = [side for side in boxes.SIDES if getattr(inputs, f"{side}_box_mask") is None]
+    sides = [side for side in SIDES if getattr(inputs, f"{side}_box_mask") is None]
     if sides:
         images = [getattr(inputs, side) for side in sides]
         key = ("boxes", content_hash(*images), _seen_as(settings), *(around[side].tobytes() for side in sides))
@@ -249,7 +249,7 @@ def _segment(
         masks = cache.get(key, lambda: boxes.segment_boxes(images, wanted, settings, device, progress, sides))
         for side, mask in zip(sides, masks, strict=True):
             setattr(inputs, f"{side}_box_mask", mask)
-    for side in boxes.SIDES:
+    for side in SIDES:
         box = around.get(side)
         setattr(
             inputs, f"{side}_box", box if box is not None else boxes.box_around(getattr(inputs, f"{side}_box_mask"))
@@ -258,7 +258,7 @@ def _segment(
 
 def _seen_as(settings: Settings) -> str:
     """The settings that decide how networks are shown the images."""
-    names = [f"{side}_{what}" for side in boxes.SIDES for what in ("intensity", "window")]
+    names = [f"{side}_{what}" for side in SIDES for what in ("intensity", "window")]
     return str([getattr(settings, name) for name in names])
 
 

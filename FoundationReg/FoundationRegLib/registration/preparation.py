@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from ..core.constants import METHOD
+from ..core.constants import METHOD, SIDES
 from ..core.grid import Grid
 from ..errors import InputError
 from ..evaluation import metrics
@@ -20,7 +20,7 @@ from ..images.resampling import resample_to_grid, validity
 from ..numerics.devices import memory_limit
 from ..numerics.parallel import each
 from ..settings import Settings
-from .ahead import SIDES, Ahead
+from .ahead import Ahead
 from .inputs import Inputs
 from .pair import Pair
 from .pyramid import lattice_multiple

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..core.files import private_name, put_right, reason, replacing
 from ..core.progress import Progress
+from ..core.resources import cache_path
 from ..errors import InputError, WeightsError
 from .catalogue import Entry, catalogue, entry
 from .download import Expected
@@ -44,9 +45,7 @@ def models_folder() -> Path:
         return _folder
     if chosen := os.environ.get("FOUNDATIONREG_MODELS"):
         return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("foundationreg")) / "models"
+    return cache_path("models")
 
 
 def set_models_folder(path: str | Path | None) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ...core.constants import SIDES
 from ...core.grid import Grid
 from ..scene import nodes, regions, segmentations
 from .request import MASK_ROLES, RegistrationRequest
-
-SIDES = ("fixed", "moving")
 
 
 class InputFiles:

@@ -10,13 +10,13 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
+from ...core.constants import SIDES
 from ...errors import FoundationRegError
 from ..client.box_job import segment_boxes
 from ..scene.segmentations import is_prediction
 from . import availability, parameters
 from .wording import stage_title
 
-SIDES = ("fixed", "moving")
 COLORS = {"fixed": (0.2, 0.8, 1.0), "moving": (1.0, 0.55, 0.1)}
 CHANGE_DELAY_MS = 150
 CHOOSE_FILE = "choose file"  # entry of the list of anatomy networks that opens a dialog
