@@ -18,6 +18,7 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..features.raster import FeatureRaster
 from ..numerics.adam import adam
+from ..numerics.agreement import lowest_correlation
 from ..numerics.devices import memory_limit
 from ..numerics.fields import compose, exponential, resize, warp
 from ..numerics.gauss_newton import gauss_newton
@@ -208,8 +209,9 @@ def _grey_weights(pyramid: FeaturePyramid, field_mm: Tensor, before: tuple[float
     """Weights of grey values beside MIND, locally normalised and bias-corrected; ``before``: those until now.
 
     Locally normalised ones count by their correlation where the search, and then the coarsest level, have brought
-    them: nothing for different contrasts, the setting's weight for the same. Refined on them to the end, wrong pairs
-    correlate too. Bias-corrected ones count where images are free of faster shading, so that whole regions and not only
+    them: nothing for different contrasts, the setting's weight for the same. Two contrasts may agree in most of what is
+    shown, such as muscle, and be opposite in the rest: so the lowest tenth of the neighbourhoods must correlate, too.
+    Refined on grey values to the end, wrong pairs correlate as well. Bias-corrected ones count where images are free of faster shading, so that whole regions and not only
     their edges can be compared; what has been refined on them looks freer of it than it is.
     """
     factor, settings = METHOD.node_factor, pyramid.settings
@@ -218,17 +220,23 @@ def _grey_weights(pyramid: FeaturePyramid, field_mm: Tensor, before: tuple[float
     spacing = (pyramid.spacing(factor),) * 3
     weight = pyramid.mask("fixed", factor) * warp(pyramid.mask("moving", factor)[None], displacement, spacing)[0]
 
-    def correlation(sigma: float) -> float:
+    def products(sigma: float) -> Tensor:
         pair = pyramid.grey(factor, sigma)
         fixed, moving = pair.fixed[0], warp(pair.moving, displacement, spacing)[0]
-        energies = (fixed.square() * weight).sum() * (moving.square() * weight).sum()
-        return float((fixed * moving * weight).sum() / energies.sqrt().clamp_min(1e-12))
+        return torch.stack([fixed * moving, fixed.square(), moving.square()]) * weight
 
-    local = correlation(settings.grey_sigma)
-    local_weight = settings.grey_weight * _ramp(local, *METHOD.grey_correlation)
+    def correlation(sums: Tensor) -> float:
+        both, first, second = sums.sum((1, 2, 3))
+        return float(both / (first * second).sqrt().clamp_min(1e-12))
+
+    sums = products(settings.grey_sigma)
+    local = correlation(sums)
+    least = lowest_correlation(sums, METHOD.neighbourhood_mm / spacing[0])
+    share = min(_ramp(local, *METHOD.grey_correlation), _ramp(least, *METHOD.least_correlation))
+    local_weight = settings.grey_weight * share
     if not local_weight:
         return 0.0, 0.0
-    corrected = correlation(pyramid.shading_sigma(factor))
+    corrected = correlation(products(pyramid.shading_sigma(factor)))
     unexplained = (1 - corrected) / max(1 - local, 1e-6)
     low, high = METHOD.shading_ratio
     share = _ramp(-unexplained, -high, -low) * settings.bias_corrected_weight
