@@ -211,8 +211,9 @@ def _grey_weights(pyramid: FeaturePyramid, field_mm: Tensor, before: tuple[float
     Locally normalised ones count by their correlation where the search, and then the coarsest level, have brought
     them: nothing for different contrasts, the setting's weight for the same. Two contrasts may agree in most of what is
     shown, such as muscle, and be opposite in the rest: so the lowest tenth of the neighbourhoods must correlate, too.
-    Refined on grey values to the end, wrong pairs correlate as well. Bias-corrected ones count where images are free of faster shading, so that whole regions and not only
-    their edges can be compared; what has been refined on them looks freer of it than it is.
+    Refined on grey values to the end, wrong pairs correlate as well. Bias-corrected ones count where images are free of
+    faster shading, so that whole regions and not only their edges can be compared; what has been refined on them looks
+    freer of it than it is.
     """
     factor, settings = METHOD.node_factor, pyramid.settings
     shape = pyramid.mask("fixed", factor).shape
