@@ -115,6 +115,15 @@ def test_published_schedule_recovers_it_too():
     assert error_mm(found, truth).mean() < 1.5, "of more than 4"
 
 
+def test_coarse_levels_see_the_descriptors_of_the_fine_image():
+    pair = make_pair(smooth_truth())
+    made = pyramid.FeaturePyramid(pair, MIND, CPU, {}, Cache())
+    fine = made.features("mind", 1)
+    for factor in (2, 4):
+        for whole, coarse in zip(fine, made.features("mind", factor), strict=True):
+            torch.testing.assert_close(coarse, torch.nn.functional.avg_pool3d(whole[None], factor)[0])
+
+
 def test_pooling_is_the_mean_over_blocks():
     pair = make_pair(smooth_truth())
     levels = pyramid.FeaturePyramid(pair, MIND, CPU, {}, Cache())

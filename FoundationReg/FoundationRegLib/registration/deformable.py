@@ -20,7 +20,7 @@ from ..features.raster import FeatureRaster
 from ..numerics.adam import adam
 from ..numerics.agreement import lowest_correlation
 from ..numerics.devices import memory_limit
-from ..numerics.fields import compose, exponential, resize, warp
+from ..numerics.fields import compose, exponential, logarithm, resize, warp
 from ..numerics.gauss_newton import gauss_newton
 from ..numerics.regularisation import Regulariser
 from ..numerics.search import fill_inconsistent, inverse_consistent, search
@@ -86,7 +86,8 @@ def deform(
         with progress.stage("search", 0.15):
             field_mm, inconsistency = searched(pyramid, progress)
         if on_field:
-            on_field("search", field_mm, pyramid.grid(search_factor(settings, pair.grid.spacing[0])))
+            nodes = pyramid.grid(search_factor(settings, pair.grid.spacing[0]))
+            on_field("search", _displacement(field_mm, nodes, settings), nodes)
     with progress.stage("refine", 0.4):
         field_mm, losses, grey = _refine(pyramid, field_mm, progress, on_field)
     displacement = _displacement(resize(field_mm, grid.shape), grid, settings)
@@ -99,10 +100,16 @@ def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
 
 
 def searched(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
-    """`_search`, or what it found before with the same features, weights and limits."""
+    """The field from which the refinement starts, a velocity where it is diffeomorphic, and inconsistency of `_search`.
+
+    With the same features, weights and limits the search is not done again.
+    """
     settings = pyramid.settings
     limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
-    return pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
+    found, inconsistency = pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
+    if settings.diffeomorphic:
+        found = logarithm(found, pyramid.grid_like(found).spacing)
+    return found, inconsistency
 
 
 def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
