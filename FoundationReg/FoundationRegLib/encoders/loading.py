@@ -14,6 +14,7 @@ from ..weights import store, trust
 from ..weights.catalogue import Entry, entry, own_model
 from ..weights.checkpoints import below, load_strictly, read_checkpoint
 from .base import SliceEncoder, VolumeEncoder
+from .dense import use_onednn
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,6 +47,7 @@ class NetworkEncoder:
             for module in network.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(precision)
+        use_onednn(network)
         self.weights_bytes = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
         self._network = network
         study = normalisation == "study"

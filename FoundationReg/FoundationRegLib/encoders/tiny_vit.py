@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dense import Dense, gelu_
+
 WIDTHS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)
 HEADS = (None, 4, 5, 10)
@@ -22,8 +24,6 @@ OUT_CHANNELS = 256
 # Wide intermediate results on the CPU are made in parts of so many numbers: fresh memory is slow, the cache is fast.
 STRIP_VALUES = 1 << 20
 
-gelu_ = torch._C._nn.gelu_
-
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` untouched by autocast. What all later layers build on (the stem, the filters between attention and
@@ -32,11 +32,16 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.float())
 
 
-class PointwiseConv(nn.Linear):
+def through_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+    """GELU of ``layer(x)``, in one pass where the layer knows how."""
+    return layer(x, gelu=True) if isinstance(layer, Dense) else gelu_(layer(x))
+
+
+class PointwiseConv(Dense):
     """A 1x1 convolution as the matrix product that it is."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1), gelu).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Module):
@@ -100,7 +105,7 @@ class MBConv(nn.Module):
     def _rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
         """The block's output for rows ``top`` to ``bottom``, whose wide intermediate results fit into the cache."""
         above, below = min(top, 1), min(x.shape[2] - bottom, 1)
-        y = gelu_(self.conv1(x[:, :, top - above : bottom + below]))
+        y = through_gelu(self.conv1, x[:, :, top - above : bottom + below])
         y = gelu_(self.conv2(y)[:, :, above : above + bottom - top])
         return gelu_(self.conv3(y) + x[:, :, top:bottom])
 
@@ -115,7 +120,7 @@ class Merge(nn.Module):
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(gelu_(self.conv2(gelu_(self.conv1(x)))))
+        return self.conv3(gelu_(self.conv2(through_gelu(self.conv1, x))))
 
 
 class WindowAttention(nn.Module):
@@ -125,14 +130,15 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Dense(width, 3 * width)
+        self.proj = Dense(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         y, x = y.flatten(), x.flatten()
         # The checkpoints number the distances in the order in which they first occur from token (0, 0): row by row.
         distance = (y[:, None] - y).abs() * window + (x[:, None] - x).abs()
         self.register_buffer("distance", distance, persistent=False)
+        self.register_buffer("bias", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(windows, tokens, width) to the same."""
@@ -140,28 +146,39 @@ class WindowAttention(nn.Module):
         # Each head's queries, keys and values lie together.
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3, width // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4)
-        bias = self.attention_biases[:, self.distance].to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        bias = self._looked_up() if self.bias is None else self.bias
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(y.transpose(1, 2).reshape(windows, tokens, width))
+
+    def fold(self) -> None:
+        """Keep the bias of all pairs of tokens instead of looking it up in every call."""
+        self.bias = self._looked_up().detach()
+
+    def _looked_up(self) -> Tensor:
+        """(1, heads, tokens, tokens)"""
+        return self.attention_biases[:, self.distance][None]
 
 
 class Mlp(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Dense(width, 4 * width)
+        self.fc2 = Dense(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
+        """(..., width) to the same, with ``x`` added."""
         if x.device.type != "cpu":
-            return self._tokens(x)
+            return x + self._tokens(x)
         tokens = x.reshape(-1, x.shape[-1])
-        parts = tokens.split(max(1, STRIP_VALUES // (4 * x.shape[-1])))
-        return torch.cat([self._tokens(part) for part in parts]).view(x.shape)
+        y = torch.empty_like(tokens)
+        step = max(1, STRIP_VALUES // (4 * x.shape[-1]))
+        for part, made in zip(tokens.split(step), y.split(step), strict=True):
+            torch.add(part, self._tokens(part), out=made)
+        return y.view(x.shape)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu_(self.fc1(self.norm(x))))
+        return self.fc2(self.fc1(self.norm(x), gelu=True))
 
 
 class AttentionBlock(nn.Module):
@@ -176,18 +193,28 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to the same."""
-        x = x.permute(0, 2, 3, 1)
-        x = x + self._attend(x)
+        x = self._attended(x.permute(0, 2, 3, 1))
         x = in_float32(self.local_conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self.mlp(x)
-        return x.permute(0, 3, 1, 2)
+        return self.mlp(x).permute(0, 3, 1, 2)
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """``x`` (B, H, W, width) with its attention added; on the CPU one row of windows after the other, whose
+        intermediate results fit into the cache."""
+        if x.device.type != "cpu":
+            return x + self._attend(x)
+        y = torch.empty_like(x)
+        for top in range(0, x.shape[1], self.window):
+            rows = slice(top, top + self.window)
+            torch.add(x[:, rows], self._attend(x[:, rows]), out=y[:, rows])
+        return y
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attention in each window of ``x`` (B, H, W, width); the last ones are filled up with zeros as in training."""
         batch, height, width, channels = x.shape
         size = self.window
         rows, columns = -(-height // size), -(-width // size)
-        x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
+        if (rows * size, columns * size) != (height, width):
+            x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
         x = x.view(batch, rows, size, columns, size, channels).transpose(2, 3)
         x = self.attn(x.reshape(-1, size * size, channels))
         x = x.view(batch, rows, columns, size, size, channels).transpose(2, 3)
@@ -257,8 +284,11 @@ class TinyViT(nn.Module):
         return self.neck(x)
 
     def fold(self) -> TinyViT:
-        """Replace every convolution with its batch norm by one convolution, in place. The output stays the same."""
+        """Replace every convolution with its batch norm by one convolution, in place, and work out what does not depend
+        on the input. The output stays the same."""
         for parent in list(self.modules()):
+            if isinstance(parent, WindowAttention):
+                parent.fold()
             for name, child in list(parent.named_children()):
                 if isinstance(child, ConvNorm):
                     setattr(parent, name, child.folded())
