@@ -9,6 +9,8 @@ Names of the submodules are those of the published checkpoints, which are loaded
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,6 +71,25 @@ class ConvNorm(nn.Module):
         return fused
 
 
+def strips(x: Tensor, channels: int, stride: int = 1) -> Iterator[tuple[int, int]]:
+    """First and last row of parts of an output of ``stride`` for which ``channels`` at all pixels of ``x`` (B, C, H, W)
+    that they need fit into the cache; everything at once where that does not matter, on a GPU."""
+    height = -(-x.shape[2] // stride)
+    step = max(1, STRIP_VALUES // (channels * stride * x[:, 0, 0].numel())) if x.device.type == "cpu" else height
+    for top in range(0, height, step):
+        yield top, min(top + step, height)
+
+
+def filtered_rows(block: nn.Module, x: Tensor, top: int, bottom: int, stride: int = 1) -> Tensor:
+    """Rows ``top`` to ``bottom`` of what the first two convolutions of ``block`` make of ``x``: one of each pixel, one
+    of 3x3 pixels of each channel with that ``stride``, each with a GELU."""
+    # An edge of the image is filled up with zeros by the convolution itself; so is the first row here, which is left out.
+    above, below = max(top - 1, 0) * stride, min((bottom - 1) * stride + 2, x.shape[2])
+    y = through_gelu(block.conv1, x[:, :, above:below])
+    skip = min(top, 1)
+    return gelu_(block.conv2(y)[:, :, skip : skip + bottom - top])
+
+
 class Stem(nn.Module):
     """The first two convolutions. MobileSAM's halve the size twice; MedSAM-Lite's keep it."""
 
@@ -93,21 +114,11 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        height = x.shape[2]
-        if x.device.type != "cpu":
-            return self._rows(x, 0, height)
-        step = max(1, STRIP_VALUES // (4 * x[:, :, 0].numel()))
         y = torch.empty_like(x)
-        for top in range(0, height, step):
-            y[:, :, top : top + step] = self._rows(x, top, min(top + step, height))
+        for top, bottom in strips(x, 4 * x.shape[1]):
+            z = filtered_rows(self, x, top, bottom)
+            gelu_(torch.add(self.conv3(z), x[:, :, top:bottom], out=y[:, :, top:bottom]))
         return y
-
-    def _rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
-        """The block's output for rows ``top`` to ``bottom``, whose wide intermediate results fit into the cache."""
-        above, below = min(top, 1), min(x.shape[2] - bottom, 1)
-        y = through_gelu(self.conv1, x[:, :, top - above : bottom + below])
-        y = gelu_(self.conv2(y)[:, :, above : above + bottom - top])
-        return gelu_(self.conv3(y) + x[:, :, top:bottom])
 
 
 class Merge(nn.Module):
@@ -115,12 +126,18 @@ class Merge(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
+        self.outputs, self.stride = outputs, stride
         self.conv1 = ConvNorm(inputs, outputs)
         self.conv2 = ConvNorm(outputs, outputs, 3, stride, groups=outputs)
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(gelu_(self.conv2(through_gelu(self.conv1, x))))
+        height, width = (-(-n // self.stride) for n in x.shape[2:])
+        y = x.new_empty(len(x), self.outputs, height, width).to(memory_format=torch.channels_last)
+        for top, bottom in strips(x, self.outputs, self.stride):
+            y[:, :, top:bottom] = self.conv3(filtered_rows(self, x, top, bottom, self.stride))
+        return y
+
 
 
 class WindowAttention(nn.Module):
@@ -152,7 +169,7 @@ class WindowAttention(nn.Module):
 
     def fold(self) -> None:
         """Keep the bias of all pairs of tokens instead of looking it up in every call."""
-        self.bias = self._looked_up().detach()
+        self.bias = self._looked_up().detach().contiguous()
 
     def _looked_up(self) -> Tensor:
         """(1, heads, tokens, tokens)"""
