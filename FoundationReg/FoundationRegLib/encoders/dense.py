@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 gelu_ = torch._C._nn.gelu_
 
+# Numbers that oneDNN multiplies on every such processor.
+_TYPES = (torch.float32, torch.bfloat16)
 # The operator's words for what follows the product.
 _NOTHING, _GELU = ("none", [], ""), ("gelu", [], "none")
 
@@ -30,9 +32,11 @@ class Dense(nn.Linear):
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """(..., inputs) to (..., outputs), with ``gelu`` through a GELU."""
-        if x.device.type == "cpu" and not torch.is_grad_enabled() and _onednn_is_better():
-            x = x.to(self.weight.dtype)
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *(_GELU if gelu else _NOTHING))
+        weight = self.weight
+        if weight.device.type == "cpu" and weight.dtype in _TYPES and not torch.is_grad_enabled() and _is_better():
+            return torch.ops.mkldnn._linear_pointwise(
+                x.to(weight.dtype), weight, self.bias, *(_GELU if gelu else _NOTHING)
+            )
         y = F.linear(x, self.weight, self.bias)
         return gelu_(y) if gelu else y
 
@@ -45,7 +49,7 @@ def use_onednn(network: nn.Module) -> None:
                 setattr(parent, name, Dense.of(child))
 
 
-def _onednn_is_better() -> bool:
+def _is_better() -> bool:
     return torch.backends.mkldnn.enabled and _onednn_works()
 
 

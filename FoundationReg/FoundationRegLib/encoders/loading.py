@@ -43,9 +43,11 @@ class NetworkEncoder:
         self.weights_sha256 = sha256
         self.device, self.precision = device, precision
         network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        if precision != torch.float32 and not getattr(network, "keeps_float32", False):
+        if precision != torch.float32:
+            kept = network.float32_layers() if hasattr(network, "float32_layers") else []
+            kept = {module for layer in kept for module in layer.modules()}
             for module in network.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in kept:
                     module.to(precision)
         use_onednn(network)
         self.weights_bytes = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))

@@ -83,7 +83,7 @@ def strips(x: Tensor, channels: int, stride: int = 1) -> Iterator[tuple[int, int
 def filtered_rows(block: nn.Module, x: Tensor, top: int, bottom: int, stride: int = 1) -> Tensor:
     """Rows ``top`` to ``bottom`` of what the first two convolutions of ``block`` make of ``x``: one of each pixel, one
     of 3x3 pixels of each channel with that ``stride``, each with a GELU."""
-    # An edge of the image is filled up with zeros by the convolution itself; so is the first row here, which is left out.
+    # The convolution fills up an edge of the image with zeros; so it does the first row here, which is left out.
     above, below = max(top - 1, 0) * stride, min((bottom - 1) * stride + 2, x.shape[2])
     y = through_gelu(block.conv1, x[:, :, above:below])
     skip = min(top, 1)
@@ -137,7 +137,6 @@ class Merge(nn.Module):
         for top, bottom in strips(x, self.outputs, self.stride):
             y[:, :, top:bottom] = self.conv3(filtered_rows(self, x, top, bottom, self.stride))
         return y
-
 
 
 class WindowAttention(nn.Module):
@@ -271,8 +270,6 @@ class TinyViT(nn.Module):
     ``stem_stride`` is 1 in MedSAM-Lite (in all 4 pixels per token) and 4 in MobileSAM (16 pixels per token).
     """
 
-    keeps_float32 = True  # some layers run in float32 in any precision
-
     def __init__(self, stem_stride: int):
         super().__init__()
         self.stride = 4 * stem_stride
@@ -299,6 +296,11 @@ class TinyViT(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.neck(x)
+
+    def float32_layers(self) -> list[nn.Module]:
+        """What runs in float32 in any precision."""
+        filters = [module.local_conv for module in self.modules() if isinstance(module, AttentionBlock)]
+        return [self.patch_embed, *filters]
 
     def fold(self) -> TinyViT:
         """Replace every convolution with its batch norm by one convolution, in place, and work out what does not depend
