@@ -108,12 +108,11 @@ def test_jacobian_of_one_slice_is_finite():
     assert torch.isfinite(fields.jacobian_determinant(smooth_field(1.0, shape=(1, 9, 9)), SPACING)).all()
 
 
-def test_folding_and_spread_of_known_fields():
+def test_folding_of_known_fields():
     mirrored = linear_field(np.diag([-2.0, 0, 0]), [0.0, 0, 0])
     assert fields.folded_percent(mirrored, SPACING) == 100
     doubled = linear_field(np.diag([1.0, 0, 0]), [0.0, 0, 0])
     assert fields.folded_percent(doubled, SPACING) == 0
-    assert fields.sd_log_jacobian(doubled, SPACING) == pytest.approx(0, abs=1e-4)
     half = torch.cat([mirrored[:, : SHAPE[0] // 2], doubled[:, SHAPE[0] // 2 :]], dim=1)
     assert 45 < fields.folded_percent(half, SPACING) < 60
 

@@ -363,6 +363,9 @@ def test_the_folder_can_be_chosen(tmp_path, monkeypatch):
     finally:
         store.set_models_folder(None)
     monkeypatch.delenv("FOUNDATIONREG_MODELS")
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path / "everything"))
+    assert store.models_folder() == tmp_path / "everything" / "models"
+    monkeypatch.delenv("FOUNDATIONREG_CACHE")
     assert store.models_folder().name == "models" and "foundationreg" in str(store.models_folder())
 
 

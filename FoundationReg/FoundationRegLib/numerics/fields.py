@@ -131,11 +131,6 @@ def folded_percent(u: Tensor, spacing: Sequence[float]) -> float:
     return 100 * float((_inner(jacobian_determinant(u, spacing)) <= 0).float().mean())
 
 
-def sd_log_jacobian(u: Tensor, spacing: Sequence[float]) -> float:
-    """Standard deviation of the logarithm of the Jacobian determinant; the border voxels do not count."""
-    return float(_inner(jacobian_determinant(u, spacing)).clamp(min=1e-6).log().std(correction=0))
-
-
 def _inner(values: Tensor) -> Tensor:
     return values[tuple(slice(1, -1) if n > 2 else slice(None) for n in values.shape)]
 

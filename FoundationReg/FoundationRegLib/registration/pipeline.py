@@ -139,7 +139,8 @@ def register(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
         encoders_loaded()
-        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache)
+        revise = partial(forecast.revise, progress=progress)
+        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache, revise)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
@@ -328,6 +329,7 @@ def _deform(
     device: torch.device,
     progress: Progress,
     cache: Cache,
+    on_prepared: Callable[[Pair], None],
 ) -> tuple[Pair, Deformation, list[str]]:
     """Both images on the working grid, the deformation between them, and warnings.
 
@@ -342,6 +344,7 @@ def _deform(
             key = ("pair", content, wanted, voxels)
             pair = cache.get(key, lambda: prepare_pair(ahead, linear, settings, voxels, *guided))
         try:
+            on_prepared(pair)
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)
         except (MemoryError, RuntimeError) as error:

@@ -40,7 +40,7 @@ __all__ = [
 
 def models_folder() -> Path:
     """Where weights lie: what `set_models_folder` chose, else the environment variable FOUNDATIONREG_MODELS, else
-    the system's place for caches."""
+    `cache_path`."""
     if _folder is not None:
         return _folder
     if chosen := os.environ.get("FOUNDATIONREG_MODELS"):
