@@ -34,6 +34,7 @@ from .ahead import Ahead
 from .boxes import BoxLike
 from .content import content_hash
 from .deformable import Deformation, deform
+from .encoding import begin_loading
 from .forecast import Forecast
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
@@ -131,11 +132,13 @@ def register(
             key = ("linear", images, masks, _aligning(settings))
             if cache.find(key) is None:
                 ahead.start()
+            encoders_loaded = begin_loading(settings, device, cache)
             transform, facts = cache.get(key, lambda: _align(ahead, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
+        encoders_loaded()
         revise = partial(forecast.revise, progress=progress)
         pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache, revise)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
