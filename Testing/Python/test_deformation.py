@@ -135,6 +135,14 @@ def test_exponentials_of_opposite_velocities_undo_each_other_and_never_fold():
     assert fields.folded_percent(forward, SPACING) == 0
 
 
+def test_logarithm_finds_the_velocity_of_a_flow_and_gives_up_where_there_is_none():
+    u = fields.exponential(smooth_field(2.0, sigma=6), SPACING)
+    missed = [float((fields.exponential(v, SPACING) - u).norm(dim=0).mean()) for v in (u, fields.logarithm(u, SPACING))]
+    assert missed[0] > 0.5 and missed[1] < 0.1 * missed[0]
+    folded = smooth_field(60.0, sigma=2)
+    assert torch.isfinite(fields.logarithm(folded, SPACING)).all()
+
+
 def test_resize_keeps_millimetres_and_physical_places():
     u = linear_field(np.diag([0.1, 0.05, -0.1]), [1.0, 2.0, 3.0])
     coarse = fields.resize(u, (12, 15, 14))

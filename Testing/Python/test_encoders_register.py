@@ -9,13 +9,13 @@ import SimpleITK as sitk
 import torch
 from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
-from FoundationRegLib.encoders.loading import load_encoder
+from FoundationRegLib.encoders.loading import build_network, load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer
 from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.registration import encoding, pipeline
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.slicer.client.process import WorkerProcess
-from FoundationRegLib.weights import store, trust
+from FoundationRegLib.weights import acquisition, store, trust
 from FoundationRegLib.weights.catalogue import Entry, Weights, catalogue
 from test_encoders_own import Slices, Volumes, saved
 from test_registration import MIND, SHIFT, a_pair, error_mm, shifted
@@ -51,7 +51,7 @@ def import_random(folder, seed):
         value.copy_(torch.randn(value.shape, generator=generator) * 0.3 + one)
     torch.save(state, folder / "random.pth")
     store.remove("small")
-    store.import_file("small", folder / "random.pth")
+    acquisition.import_file("small", folder / "random.pth", build_network)
 
 
 def pictures(result, name="small"):

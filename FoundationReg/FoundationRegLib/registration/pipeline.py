@@ -19,7 +19,7 @@ from ..core.grid import Grid
 from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
 from ..encoders.anatomy_loading import anatomy_fingerprint, anatomy_names, require_anatomy
-from ..encoders.loading import require
+from ..encoders.loading import build_network, require
 from ..errors import InputError, OutOfMemory
 from ..evaluation.metrics import Similarity
 from ..images.conversion import grid_of
@@ -27,7 +27,7 @@ from ..images.resampling import overlap_fraction
 from ..images.transforms import compose_field
 from ..numerics.devices import choose_device, cpu_threads
 from ..settings import Settings
-from ..weights import store
+from ..weights import acquisition
 from ..weights.catalogue import entry, own_model
 from . import boxes, linear
 from .ahead import Ahead
@@ -163,11 +163,11 @@ def _require_networks(settings: Settings, download: bool, progress: Progress) ->
     """Raise for an encoder or anatomy network that cannot run, after fetching what may be fetched."""
     for name, _ in settings.encoders if settings.deformable else ():
         if download and not own_model(name) and entry(name).weights is not None:
-            store.download(name, accept_licence=True, progress=progress)
+            acquisition.download(name, build_network, accept_licence=True, progress=progress)
         require(name, settings.encoder_layers)
     if settings.anatomy:
         if download and settings.anatomy in anatomy_names():
-            store.download(settings.anatomy, accept_licence=True, progress=progress)
+            acquisition.download(settings.anatomy, build_network, accept_licence=True, progress=progress)
         require_anatomy(settings.anatomy)
 
 
