@@ -62,6 +62,17 @@ def test_the_score_grows_with_the_error(witness):
     assert scores == sorted(scores)
 
 
+def test_one_side_that_is_off_is_seen(witness):
+    """The rest, which is right, hides it from a mean: half of the body, 10 mm off."""
+    grid = make_grid((24, 26, 24), (6.0, 5.0, 5.0))
+    side = 1 / (1 + np.exp(-grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))[..., :1] / 5))
+    field = image_from_array(TRUTH + side * np.array([0.0, 10, 0]), grid)
+    half = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    right, wrong = (witness.evidence(transform) for transform in (shift(TRUTH), half))
+    assert right["pull"] < 0.1 and wrong["pull"] > 0.6
+    assert trust.failure_score(wrong) > trust.failure_score(right) + 0.3
+
+
 def test_a_mirrored_phantom_looks_wrong_and_is_reported(phantom, fixed):
     moving = seen(phantom, MOVING, lambda points: (points - TRUTH) * MIRROR)
     sides = linear.prepare(fixed), linear.prepare(moving)
