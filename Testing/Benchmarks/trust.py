@@ -92,9 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cohort", type=Path, nargs="+", default=[], help="folders with pairs.csv")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--only-fit", action="store_true", help="register nothing")
-    parser.add_argument(
-        "--transforms", type=Path, help="folder where transforms are kept, and taken from where they are"
-    )
+    parser.add_argument("--transforms", type=Path, help="folder to keep transforms in and to take them from")
     parser.add_argument("--again", action="store_true", help="gather evidence anew for pairs that the table holds")
     parser.add_argument("--write", action="store_true", help="replace Resources/Trust.json")
     args = parser.parse_args()
@@ -219,7 +217,6 @@ def candidates(case, aligned, deformed, fixed, moving) -> dict:
 def half_moved(fixed, shift: np.ndarray, side: np.ndarray):
     """A smooth motion that carries what lies on one ``side`` (a unit vector) of the body's middle off by ``shift``."""
     import SimpleITK as sitk
-
     from FoundationRegLib.images.conversion import grid_of, image_from_array
 
     grid = grid_of(fixed.grey).padded(2, 2)

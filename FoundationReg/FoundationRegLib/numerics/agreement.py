@@ -23,7 +23,7 @@ Step = tuple[int, int, int]
 NEAR, FAR = 1, 4
 # Boxes of 3 nodes that blur a neighbourhood, and every how many nodes one is looked at.
 _BLURS, _EVERY = 6, 4
-# Nodes, of twice the size, by which neighbourhoods are matched again; and those of the lattice itself, for what is left.
+# Nodes, of twice the size, by which neighbourhoods are matched again; and of the lattice itself, for what is left.
 _REACH, _NEAR_REACH = 3, 2
 # Boxes of 3 nodes over which what neighbourhoods want is averaged.
 _PARTS = 3

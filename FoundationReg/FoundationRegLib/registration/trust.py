@@ -230,8 +230,8 @@ def keep_supported(
     return start, {**facts, "kept": "start", "rest": "before" if chosen is None else "linear"}
 
 
-# Share of the fixed body that the moving image shows, below which the user is told. Seen: a breast of which it shows 36 %,
-# 4.8 mm off by a score of a right one.
+# Share of the fixed body that the moving image shows, below which the user is told. Seen: a breast of which it shows
+# 36 %, 4.8 mm off with the score of a right one.
 _PARTIAL = 0.5
 _MIRRORED_SCORE = 0.9
 _MIRRORED = (
@@ -278,8 +278,8 @@ def warnings_of(trust: Trust) -> list[str]:
         found.append(f"The deformed result looked worse or nothing spoke for it; you get the {what} instead.")
     if trust.evidence.get("covered", 1.0) < _PARTIAL:
         found.append(
-            f"The moving image shows only {trust.evidence['covered']:.0%} of the fixed body. Look at what lies near the "
-            "cut: an error there leaves few traces, and beyond it the transform is a guess."
+            f"The moving image shows only {trust.evidence['covered']:.0%} of the fixed body. Look near the "
+            "cut: errors there leave few traces, and beyond it the transform is a guess."
         )
     if trust.verdict != "right":
         found.append(f"{trust.sentence}: compare the images before you use the result.")
