@@ -35,8 +35,8 @@ CONDITIONS = ("untouched", "turned90", "upper40", "recoloured", "all")
 # Evidence that the regression sees, and whether more of it speaks for a failure: only weights of that sign are found,
 # so that no chance in these pairs makes more agreement a bad sign. The rest of the evidence added nothing to these
 # four on anatomy that the regression had not seen.
-EVIDENCE = {"covered": -1, "clarity": -1, "held": -1, "miss": 1}
-RIDGE = 15.0
+EVIDENCE = {"covered": -1, "clarity": -1, "held": -1, "miss": 1, "pull": 1}
+RIDGE = 2.0
 MODEL = Path(__file__).parents[2] / "FoundationReg" / "Resources" / "Trust.json"
 
 
@@ -63,8 +63,10 @@ def main() -> int:
                 print(f"  {anatomy:14} AUC {area(scores[part], table.failed[part]):.3f} over {part.sum()}")
     held_out = table.held_out_scores(table.cases)
     told = table.anatomies != "cohort"
-    model = table.model(thresholds(held_out[told], table.failed[told]))
+    model = table.model(thresholds(held_out[told & ~table.partial], table.failed[told & ~table.partial]))
     print(json.dumps(model, indent=2))
+    held_out = table.cautious(held_out, model["thresholds"][0])
+    print(f"where less than half of the body looks right never: AUC {area(held_out, table.failed):.3f}")
     print("\n".join(verdicts(table, held_out, model["thresholds"])))
     if args.write:
         write_text(MODEL, json.dumps(model, indent=2) + "\n")
@@ -270,13 +272,14 @@ class Table:
 
     def __init__(self, rows: list[dict]):
         sys.path.insert(0, str(MODEL.parents[1]))
-        from FoundationRegLib.registration.trust import regressors
+        from FoundationRegLib.registration.trust import PARTIAL, regressors
 
         values = [regressors({name: float(row[name]) for name in EVIDENCE}) for row in rows]
         self.values = np.array([[row[name] for name in EVIDENCE] for row in values])
         self.failed = np.array([row["failed"] for row in rows], float)
         self.cases = np.array([row["case"] for row in rows])
         self.anatomies = np.array([anatomy(row["case"]) for row in rows])
+        self.partial = np.array([float(row["covered"]) < PARTIAL for row in rows])
         cohort = self.anatomies == "cohort"
         conditions = [row["condition"].partition(" ")[0] for row in rows]
         self.kinds = np.where(cohort, "cohort", np.where(np.array(conditions) == "onto", "other anatomy", conditions))
@@ -306,6 +309,10 @@ class Table:
     def scores(self, part: np.ndarray, weights: np.ndarray) -> np.ndarray:
         design = np.c_[(self.values[part] - self.mean) / self.deviation, np.ones(part.sum())]
         return 1 / (1 + np.exp(-design @ weights))
+
+    def cautious(self, scores: np.ndarray, limit: float) -> np.ndarray:
+        """``scores`` as `failure_score` gives them: at least ``limit`` where the moving image shows too little."""
+        return np.where(self.partial, np.maximum(scores, limit), scores)
 
     def held_out_scores(self, groups: np.ndarray) -> np.ndarray:
         """Each candidate's score by the regression that saw none of its group."""
