@@ -31,7 +31,7 @@ from ..numerics.agreement import FAR, Agreement, axis_steps, centred, edge_orien
 from ..numerics.parallel import in_threads
 from .linear import DescriptorPair, Side
 
-# Share of the fixed body that the moving image shows, below which no result looks right. Seen: of eleven cases cut to the
+# Share of the fixed body that the moving image shows, below which no result looks right. Seen: of cases cut to the
 # upper 40 %, results that are 2 to 5 mm off near the cut, with the evidence of right ones.
 PARTIAL = 0.5
 # Evidence whose scale is a ratio, and what is added before its logarithm is taken.
