@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..core.grid import Grid
@@ -68,6 +69,24 @@ def right_angles() -> list[np.ndarray]:
     return sorted(found, key=lambda matrix: -np.trace(matrix))
 
 
+def rotation_of(matrix: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) that is nearest to the linear part of ``matrix`` (4, 4)."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    return left @ right
+
+
+def degrees_between(first: np.ndarray, second: np.ndarray) -> float:
+    """Angle of the rotation from ``first`` to ``second``, both (3, 3)."""
+    return float(np.degrees(np.arccos(np.clip((np.sum(first * second) - 1) / 2, -1.0, 1.0))))
+
+
+def slants(turn: np.ndarray, degrees: float, about: int = 3) -> list[np.ndarray]:
+    """``turn`` (3, 3) turned further by ``degrees`` about the patient's axes: each alone and, up to ``about`` of them,
+    together, both ways; 26 rotations, or 6 about one axis."""
+    signs = [step for step in itertools.product((-1, 0, 1), repeat=3) if 0 < np.abs(step).sum() <= about]
+    return [Rotation.from_rotvec(np.radians(degrees) * np.array(step)).as_matrix() @ turn for step in signs]
+
+
 def describe(grey: Tensor, body: Tensor, grid: Grid, encoder) -> Description:
     """Descriptors of ``grey`` (D, H, W) by a `VolumeEncoder` of stride 1, free of what is common to all of ``body``."""
     features = encoder(grey[None, None].float())[0]
@@ -99,6 +118,7 @@ def correlate(fixed: Description, moving: Description) -> tuple[Tensor, Tensor]:
 
 def search(fixed: Description, moving: Description, count: int = 3) -> list[Fit]:
     """The ``count`` best translations of different places, best first; ``moving``'s axes may be turned."""
+    fixed, moving = _cropped(fixed), _cropped(moving)
     score, overlap = correlate(fixed, moving)
     # A small overlap matches by chance: what counts is the correlation beyond chance, which falls with its root.
     merit = torch.where(overlap >= _LEAST_OVERLAP, score * overlap.clamp(0, 1).sqrt(), torch.full_like(score, -1))
@@ -113,6 +133,19 @@ def search(fixed: Description, moving: Description, count: int = 3) -> list[Fit]
         near = [[(n + k) % length for k in range(-3, 4)] for n, length in zip(place, merit.shape, strict=True)]
         merit[np.ix_(*near)] = -1
     return fits
+
+
+def _cropped(side: Description) -> Description:
+    """``side`` without the empty space around what counts, which a Fourier transform would take its time for."""
+    held = side.weight > 0
+    if not bool(held.any()):
+        return side
+    extents = [held.movedim(axis, 0).flatten(1).any(1).nonzero() for axis in range(3)]
+    box = tuple(slice(int(found[0]), int(found[-1]) + 1) for found in extents)
+    starts, stops = ([getattr(part, end) for part in box] for end in ("start", "stop"))
+    rest = [n - stop for n, stop in zip(side.weight.shape, stops, strict=True)]
+    grid = side.grid.padded([-n for n in starts], [-n for n in rest])
+    return Description(side.features[(slice(None), *box)], side.weight[box], grid)
 
 
 def _matrix(fixed: Grid, moving: Grid, shift) -> np.ndarray:
