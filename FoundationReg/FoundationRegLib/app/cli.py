@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     # Torch's threads sleep while they wait: spinning, they starve one another as soon as something else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy and scipy solve systems of a dozen unknowns, for which OpenBLAS would wake a thread on every core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         require_files(args)
         module = importlib.import_module(f".{_MODULES.get(args.command, 'commands')}", __package__)

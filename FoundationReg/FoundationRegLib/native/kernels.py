@@ -39,6 +39,7 @@ _ARGUMENTS = {
     "cost_range": "ppplii",
     "scale_costs": "ppflii",
     "choose_candidates": "ppppflii",
+    "mutual_information": "ppppppl" + "ii",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float}
 # Candidates whose costs are worked out between two looks at whether to stop.
@@ -323,6 +324,24 @@ def choose_candidates(cost: Tensor, offsets: Tensor, active: Tensor, field: Tens
         active.numel(), len(cost), torch.get_num_threads(),
     )  # fmt: skip
     return field
+
+
+def mutual_information(
+    offsets: Tensor, rows: Tensor, volume: Tensor, motion: Tensor, bins: int
+) -> tuple[float, float, Tensor]:
+    """Mutual information in nats of points and ``volume`` (D, H, W), as `numerics.mutual_information` has it; the share
+    of the points that fall inside; and how the first changes with ``motion``, float64 (3, 4).
+
+    ``motion``, float64 (3, 4), takes ``offsets`` (n, 3) to continuous indices (x, y, z). ``rows``, int32 (n): the bin,
+    of ``bins``, of each point's own grey value.
+    """
+    assert motion.dtype == torch.float64 and rows.dtype == torch.int32
+    found = torch.empty(14, dtype=torch.float64)
+    _call(
+        "mutual_information", offsets.contiguous(), rows.contiguous(), volume.contiguous(), volume.shape,
+        motion.contiguous(), found, len(offsets), bins, torch.get_num_threads(),
+    )  # fmt: skip
+    return float(found[0]), float(found[1]) / max(len(offsets), 1), found[2:].reshape(3, 4)
 
 
 def fits(shape: Sequence[int], multiple: Sequence[int]) -> bool:
