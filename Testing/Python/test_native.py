@@ -11,6 +11,7 @@ from FoundationRegLib.encoders.mind import Mind
 from FoundationRegLib.native import build, kernels, library
 from FoundationRegLib.numerics import fields, filters, sampling, search
 from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair, standardised
+from FoundationRegLib.numerics.mutual_information import information_by_motion
 from FoundationRegLib.numerics.regularisation import Regulariser, solve, strain_energy
 from scipy import ndimage
 
@@ -193,6 +194,29 @@ def test_a_search_stops_when_it_is_told_to(variant):
 
     with pytest.raises(KeyboardInterrupt):
         search.cost_volume(fixed, fixed, search.candidates((2, 2, 2)), torch.ones(6, 6, 6), stop)
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 7), (1, 30, 20), (2, 2, 2)])
+def test_mutual_information_and_its_slopes_are_those_of_torch(variant, shape, threads):
+    """Also where points leave the volume, in the flat half voxel at its faces, and for more than one piece of them."""
+    rng = np.random.default_rng(2)
+    volume = smooth_noise(1, *shape)[0].sub_(-2).div_(4).clamp_(0, 1)
+    size = np.array(shape[::-1])
+    offsets = rng.uniform(-0.6 * size, 0.6 * size, (9000, 3))
+    motion = np.c_[np.eye(3) + 0.05 * rng.normal(size=(3, 3)), (size - 1) / 2]
+    values = np.clip(np.sin(offsets[:, 1] / 3) + 0.2 * rng.normal(size=len(offsets)), -1, 1) / 2 + 0.5
+    compared = both(lambda: information_by_motion(values, offsets, volume)(torch.from_numpy(motion)), threads)
+    (found, expected), (inside, share), (slopes, theirs) = compared
+    assert found == pytest.approx(expected, rel=1e-5) and found > 0.01
+    assert inside == pytest.approx(share, abs=2e-4) and 0.3 < share < 0.9
+    torch.testing.assert_close(slopes, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_points_that_all_leave_the_volume_tell_nothing(variant):
+    found, inside, slopes = information_by_motion(np.ones(5), np.zeros((5, 3)), torch.ones(3, 3, 3))(
+        torch.tensor([[1.0, 0, 0, 50], [0, 1, 0, float("nan")], [0, 0, 1, 0]], dtype=torch.float64)
+    )
+    assert (found, inside) == (0, 0) and not slopes.any()
 
 
 def test_gradients_and_other_numbers_are_left_to_torch(variant):

@@ -91,7 +91,7 @@ def _share(on_step: Callable[[float], None], level: int, levels: int) -> Callabl
 
 def _climb(values, places, volume, grid, center, matrix, radius, affine, iterations, on_step) -> np.ndarray | None:
     """One level of `align`."""
-    informed = _informed(values, places - center, volume)
+    by_motion = information_by_motion(values, places - center, volume)
     # Offsets from the centre to the moving volume's continuous index (x, y, z).
     to_index = np.linalg.inv(grid.affine) @ matrix
     turn = torch.from_numpy(to_index[2::-1, :3].copy())
@@ -106,7 +106,7 @@ def _climb(values, places, volume, grid, center, matrix, radius, affine, iterati
         parameters = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
         linear, move = _motion(parameters, radius)
         motion = torch.cat([turn @ linear, (turn @ move + shift)[:, None]], 1)
-        found, inside, slopes = informed(motion.detach())
+        found, inside, slopes = by_motion(motion.detach())
         if inside < _LEAST_OVERLAP:
             # Worse than anything, so that the line search turns back.
             return 1.0, np.zeros_like(numbers)
@@ -128,7 +128,7 @@ def _climb(values, places, volume, grid, center, matrix, radius, affine, iterati
     return matrix @ change
 
 
-def _informed(values, offsets, volume) -> Callable[[Tensor], tuple[float, float, Tensor]]:
+def information_by_motion(values, offsets, volume) -> Callable[[Tensor], tuple[float, float, Tensor]]:
     """Gives for a motion (3, 4), float64, from ``offsets`` (n, 3) to indices (x, y, z) of ``volume``: its mutual
     information with ``values`` (n,), the share of the points inside of it, and how the first changes with the motion.
     """
@@ -138,7 +138,7 @@ def _informed(values, offsets, volume) -> Callable[[Tensor], tuple[float, float,
         return lambda motion: kernels.mutual_information(offsets, rows, volume, motion, _BINS)
     size = torch.tensor(volume.shape[::-1])
 
-    def informed(motion: Tensor) -> tuple[float, float, Tensor]:
+    def by_motion(motion: Tensor) -> tuple[float, float, Tensor]:
         motion = motion.float().requires_grad_()
         index = offsets @ motion[:, :3].T + motion[:, 3]
         inside = ((index > -0.5) & (index < size - 0.5)).all(1)
@@ -151,7 +151,7 @@ def _informed(values, offsets, volume) -> Callable[[Tensor], tuple[float, float,
         found.backward()
         return found.item(), inside.float().mean().item(), motion.grad.double()
 
-    return informed
+    return by_motion
 
 
 def _bins(values: Tensor, bins: int) -> Tensor:
