@@ -81,7 +81,7 @@ def correlate(fixed: Description, moving: Description) -> tuple[Tensor, Tensor, 
     """Correlation and overlap for the shifts of ``moving``'s indices against ``fixed``'s, and the first shift (3,).
 
     Both (D, H, W), where index n stands for the shift n plus the first one. Left out are shifts along one axis whose
-    overlap must be below the least that `search` wants; none may be left. What lies around the bodies is cut off before.
+    overlap must be below the least that `search` wants; none may be left. What lies around the bodies is cut off.
     """
     boxes = [_box(side.weight) for side in (fixed, moving)]
     if None in boxes:
