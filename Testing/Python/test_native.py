@@ -6,8 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from conftest import make_grid
 from FoundationRegLib.encoders.mind import Mind
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images.conversion import image_from_array
 from FoundationRegLib.native import build, kernels, library
 from FoundationRegLib.numerics import fields, filters, sampling, search
 from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair, standardised
@@ -196,7 +200,7 @@ def test_a_search_stops_when_it_is_told_to(variant):
         search.cost_volume(fixed, fixed, search.candidates((2, 2, 2)), torch.ones(6, 6, 6), stop)
 
 
-@pytest.mark.parametrize("shape", [(9, 12, 7), (1, 30, 20), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(9, 12, 7), (1, 30, 20), (4, 6, 5)])
 def test_mutual_information_and_its_slopes_are_those_of_torch(variant, shape, threads):
     """Also where points leave the volume, in the flat half voxel at its faces, and for more than one piece of them."""
     rng = np.random.default_rng(2)
@@ -217,6 +221,21 @@ def test_points_that_all_leave_the_volume_tell_nothing(variant):
         torch.tensor([[1.0, 0, 0, 50], [0, 1, 0, float("nan")], [0, 0, 1, 0]], dtype=torch.float64)
     )
     assert (found, inside) == (0, 0) and not slopes.any()
+
+
+@pytest.mark.parametrize(("turn", "flip"), [((0, 0, 0), ()), ((20, -15, 30), (1,))])
+def test_folding_and_stretches_are_those_of_itk(variant, turn, flip, threads):
+    """Of voxels finer than the nodes, along the nodes' axes, whose first slices are not the nodes'."""
+    nodes = make_grid((9, 10, 12), (3.0, 4.0, 3.5), turn=turn, flip=flip)
+    voxels = nodes.with_spacing((1.25, 2.5, 1.75), (15, 11, 19))
+    vectors = 5 * np.stack([smooth_noise(1, *nodes.shape, seed=n)[0].numpy() for n in range(3)], -1)
+    transform = sitk.DisplacementFieldTransform(image_from_array(vectors.astype(float), nodes))
+    volume = image_from_array(np.zeros(voxels.shape, np.float32), voxels)
+    names = ("folded_percent", "sd_log_jacobian")
+    compared = both(lambda: [metrics.jacobian_scores(transform, volume)[name] for name in names], threads)
+    (folded, expected), (deviation, theirs) = compared
+    assert 0.5 < expected < 60 and folded == pytest.approx(expected, abs=0.1)
+    assert deviation == pytest.approx(theirs, rel=1e-3)
 
 
 def test_gradients_and_other_numbers_are_left_to_torch(variant):

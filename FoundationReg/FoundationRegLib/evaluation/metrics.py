@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from ..errors import InputError
 from ..images.conversion import grid_of
-from ..images.resampling import antialiased, resample_to_grid, validity, warp
+from ..images.resampling import antialiased, binned, resample_to_grid, warp
 from ..images.transforms import affine_matrix
 
 Scores = dict[str, float | dict[int, float]]
@@ -172,10 +173,11 @@ class Similarity:
     def __init__(self, fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image | None = None):
         grid = grid_of(fixed)
         self._grid = grid = grid.with_spacing([max(_NMI_SPACING_MM, s) for s in grid.spacing])
-        self._fixed, self._inside = resample_to_grid(fixed, grid), validity(fixed, grid)
+        self._fixed = resample_to_grid(binned(fixed, grid), grid, background=float("nan"))
+        self._inside = ~np.isnan(self._fixed)
         if mask is not None:
             self._inside &= resample_to_grid(mask, grid, interpolator="nearest", background=0) > 0
-        self._moving = antialiased(sitk.Cast(moving, sitk.sitkFloat32), grid)
+        self._moving = antialiased(binned(moving, grid), grid)
 
     def of(self, transform: sitk.Transform) -> float:
         """The value for one ``transform``, fixed to moving points."""
@@ -265,6 +267,13 @@ def jacobian_scores(transform: sitk.Transform, image: sitk.Image) -> Scores:
     if transform.IsLinear():
         mirrored = np.linalg.det(affine_matrix(transform)[:3, :3]) <= 0
         return {"folded_percent": 100.0 * mirrored, "sd_log_jacobian": 0.0}
+    if isinstance(transform, sitk.DisplacementFieldTransform) and "torch" in sys.modules:
+        from ..numerics.jacobian import stretch  # where torch has to be loaded first, ITK is as quick
+
+        field = transform.GetDisplacementField()
+        found = stretch(sitk.GetArrayViewFromImage(field), grid_of(field), grid_of(image))
+        if found is not None:
+            return {"folded_percent": 100.0 * found[0], "sd_log_jacobian": found[1]}
     determinant = jacobian(transform, image, border=False)
     return {"folded_percent": folded_percent(determinant), "sd_log_jacobian": sd_log_jacobian(determinant)}
 
