@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 # Before torch is loaded: threads that spin while they wait make small volumes slow on a busy machine.
@@ -74,8 +75,14 @@ class Phantom:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """What is learnt about this computer stays with the tests, also in the processes that they start."""
-    os.environ["FOUNDATIONREG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """What is kept between runs stays with the tests, also in the processes that they start; kernels that are built
+    already are used."""
+    from FoundationRegLib.native.build import user_folder
+
+    built, cache = user_folder(), tmp_path_factory.mktemp("cache")
+    if built.is_dir():
+        shutil.copytree(built, cache / built.name)
+    os.environ["FOUNDATIONREG_CACHE"] = str(cache)
 
 
 @pytest.fixture(scope="session")

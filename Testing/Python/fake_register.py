@@ -146,7 +146,7 @@ def register(fixed, moving, settings=None, *, initial_transform=None, progress=N
     )  # fmt: skip
 
 
-def download(encoder, progress=None, **_options):
+def download(encoder, build, accept_licence, progress):
     """Put an empty file where the weights of ``encoder`` belong."""
     from FoundationRegLib.weights import store
     from FoundationRegLib.weights.catalogue import entry
@@ -159,7 +159,7 @@ def download(encoder, progress=None, **_options):
 
 if __name__ == "__main__":
     from FoundationRegLib.registration import boxes
-    from FoundationRegLib.weights import store
+    from FoundationRegLib.weights import acquisition, store
 
-    store.download, store.require, boxes.segment_boxes = download, lambda item: None, voxels_in_boxes
+    acquisition.download, store.require, boxes.segment_boxes = download, lambda item: None, voxels_in_boxes
     sys.exit(worker.main(register=register))

@@ -12,11 +12,12 @@ from conftest import make_grid
 from FoundationRegLib.encoders import loading
 from FoundationRegLib.encoders.anatomy import AnatomyNetwork, Frame, certain_volume
 from FoundationRegLib.encoders.anatomy_loading import load_anatomy, require_anatomy
+from FoundationRegLib.encoders.loading import build_network
 from FoundationRegLib.encoders.meshnet import MeshNet, build_meshnet, describe_tfjs
 from FoundationRegLib.encoders.obelisk import TciaHybrid, build_obelisk, sampled
 from FoundationRegLib.encoders.pdd import PddFeatures, build_pdd
 from FoundationRegLib.errors import InputError, WeightsError
-from FoundationRegLib.weights import store, trust
+from FoundationRegLib.weights import acquisition, store, trust
 from FoundationRegLib.weights.catalogue import catalogue
 from scipy import ndimage, special
 
@@ -359,7 +360,7 @@ def test_a_class_list_of_another_length_is_noticed(tmp_path):
     ],
 )
 def test_published_networks_are_imported_and_give_probabilities(id, file):
-    store.import_file(id, PUBLISHED / file)
+    acquisition.import_file(id, PUBLISHED / file, build_network)
     assert store.status(id)["ready"] and store.status(id)["hash"] == "published"
     network = load_anatomy(id)
     made = network.probabilities(torch.rand(16, 16, 16))

@@ -22,7 +22,7 @@ from FoundationRegLib.registration import deformable, pipeline, preparation
 from FoundationRegLib.registration.content import content_hash
 from FoundationRegLib.registration.inputs import Inputs, read_inputs
 from FoundationRegLib.settings import Settings
-from FoundationRegLib.weights import store
+from FoundationRegLib.weights import acquisition, store
 
 QUICK = Settings(encoders="mind", levels=(2, 1), iterations=2, start="none", rigid=False, affine=False,
                  search_range_mm=6.0, device="cpu")  # fmt: skip
@@ -333,11 +333,11 @@ def test_register_fetches_nothing_unless_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     asked = []
 
-    def download(id, accept_licence=False, progress=None):
+    def download(id, build, accept_licence=False, progress=None):
         asked.append((id, accept_licence))
         raise WeightsError("no network here")
 
-    monkeypatch.setattr(store, "download", download)
+    monkeypatch.setattr(acquisition, "download", download)
     settings = QUICK.replace(encoders="medsam-lite,mind")
     with pytest.raises(WeightsError, match="foundationreg encoders download medsam-lite"):
         pipeline.register(blob_image(), blob_image(), settings)

@@ -6,7 +6,7 @@ import pytest
 from cli_steps import refused, register
 from FoundationRegLib.app import cli
 from FoundationRegLib.registration import pipeline
-from FoundationRegLib.weights import store, trust
+from FoundationRegLib.weights import acquisition, store, trust
 from FoundationRegLib.weights.catalogue import catalogue
 
 
@@ -86,11 +86,11 @@ def test_encoders_are_listed_with_their_state(tmp_path, monkeypatch, capsys):
 
 def test_licence_beyond_the_usual_ones_wants_a_yes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(store, "_folder", tmp_path)
-    monkeypatch.setattr(store, "download", lambda id, **more: pytest.fail("downloaded"))
+    monkeypatch.setattr(acquisition, "download", lambda id, *more: pytest.fail("downloaded"))
     said = refused(capsys, "encoders", "download", "dinov3-s")
     assert "DINOv3 License" in said and "--accept-licence" in said
     fetched = []
-    monkeypatch.setattr(store, "download", lambda id, **more: fetched.append(id))
+    monkeypatch.setattr(acquisition, "download", lambda id, *more: fetched.append(id))
     assert cli.main(["encoders", "download", "dinov3-s", "--accept-licence"]) == 0
     assert cli.main(["encoders", "download", "sam-b"]) == 0
     assert fetched == ["dinov3-s", "sam-b"]

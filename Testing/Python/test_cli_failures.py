@@ -39,10 +39,8 @@ def test_an_unexpected_error_is_one_sentence_with_its_log(pair, monkeypatch, cap
     def fail(*arguments, **more):
         raise ZeroDivisionError("a bug")
 
-    import pooch
-
     monkeypatch.setattr(pipeline, "register", fail)
-    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path / "cache"))
     assert register(pair, "-o", pair / "out", "-q") == 70
     said = capsys.readouterr().err
     assert "Traceback" not in said and said.count("\n") == 1 and "issues" in said

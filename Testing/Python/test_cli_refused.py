@@ -7,7 +7,7 @@ from cli_steps import files_below, refused, register, write
 from fakes import blob_image
 from FoundationRegLib.images import conversion
 from FoundationRegLib.registration import pipeline
-from FoundationRegLib.weights import store
+from FoundationRegLib.weights import acquisition, store
 
 
 @pytest.mark.parametrize(
@@ -174,6 +174,6 @@ def test_weights_that_must_be_asked_for_name_the_way_to_take_them_in(pair, capsy
 def test_download_flag_fetches_missing_weights(pair, fake_registration, monkeypatch):
     fetched = []
     monkeypatch.setattr(store, "_folder", pair / "nothing")
-    monkeypatch.setattr(store, "download", lambda id, **more: fetched.append(id), raising=False)
+    monkeypatch.setattr(acquisition, "download", lambda id, *more, **options: fetched.append(id))
     assert register(pair, "-o", pair / "out", "-q", "--download", "-e", "medsam-lite") == 0
     assert fetched == ["medsam-lite"]

@@ -217,6 +217,16 @@ def test_the_store_stays_within_its_limit_and_survives_damage(tmp_path):
     FeatureStore(file / "below").put("key", FeatureRaster(values, positions, grid))  # a disk that refuses is no fault
 
 
+def test_encoders_outlive_the_cache_of_one_pair(monkeypatch):
+    from FoundationRegLib.cohort import sharing
+
+    monkeypatch.setattr(sharing, "_encoders", {})
+    key = ("encoder", "small")
+    assert MeasuredCache().find(key) is None
+    MeasuredCache().get(key, lambda: "loaded")
+    assert MeasuredCache().find(key) == "loaded" == MeasuredCache().get(key, lambda: pytest.fail("loaded again"))
+
+
 def test_a_cache_counts_what_it_saved_also_inside_of_others(monkeypatch):
     from FoundationRegLib.cohort import sharing
 

@@ -124,6 +124,56 @@ def test_a_patient_turned_by_ninety_degrees_is_found(phantom, start):
     assert mean_error(transforms.affine_matrix(found), truth) < 2.0
 
 
+def test_slants_are_turns_by_as_many_degrees_and_all_different():
+    turns = co.slants(rotation(90, 0, 0), 24.0)
+    assert len({tuple(turn.round(9).ravel()) for turn in turns}) == 26
+    single = co.slants(rotation(90, 0, 0), 24.0, about=1)
+    assert [co.degrees_between(rotation(90, 0, 0), turn) for turn in single] == pytest.approx([24.0] * 6)
+    for turn in turns:
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+    stretched = rigid((20, -10, 5))
+    stretched[:3, :3] = stretched[:3, :3] @ np.diag([1.2, 0.9, 1.1])
+    assert co.degrees_between(co.rotation_of(stretched), rotation(20, -10, 5)) < 3
+
+
+@pytest.mark.parametrize("start", ["features", "auto"])
+def test_part_of_a_patient_who_lies_askew_is_found(phantom, start):
+    truth = rigid((25, -20, 25), (30.0, -25.0, 40.0))
+    lower = make_grid((22, 36, 36), (3.0, 3.0, 3.0), center=(0.0, 0.0, -14.0))
+    grid = co.Grid(lower.shape, truth @ lower.affine)
+    moving = conversion.image_from_array(inverted(phantom.on(grid, moved(truth))), grid)
+    sides = [linear.prepare(each) for each in (conversion.image_from_array(phantom.on(WHOLE), WHOLE), moving)]
+    places = PLACES * (1, 1, 0.6) + (0, 0, -14)
+    begun = linear.start_transform(*sides, start)
+    found, _ = linear.align_linearly(*sides, begun)
+    assert mean_error(np.eye(4), truth, places) > 50
+    assert mean_error(transforms.affine_matrix(found), truth, places) < 2.0
+
+
+def test_a_right_place_agrees_as_well_however_the_patient_lies(phantom):
+    agreements = []
+    for angles in ((0, 0, 0), (28, -22, 30)):
+        truth = rigid(angles, (20.0, 10.0, -15.0))
+        grid = co.Grid(WHOLE.shape, truth @ WHOLE.affine)
+        moving = conversion.image_from_array(inverted(phantom.on(grid, moved(truth))), grid)
+        sides = [linear.prepare(each) for each in (conversion.image_from_array(phantom.on(WHOLE), WHOLE), moving)]
+        agreements.append(linear.DescriptorPair(*sides).agreement(truth))
+    assert agreements[1] == pytest.approx(agreements[0], rel=0.07)
+
+
+def test_empty_space_around_does_not_change_what_is_found(phantom):
+    slab = make_grid((14, 30, 34), (3.0, 3.0, 3.0), center=(3.0, 0.0, 18.0))
+    fixed, moving = described(phantom.on(slab), slab), described(phantom.on(WHOLE), WHOLE)
+    wide = WHOLE.padded((7, 0, 3), (2, 9, 0))
+    padding = (3, 0, 0, 9, 7, 2)
+    around = co.Description(
+        torch.nn.functional.pad(moving.features, padding), torch.nn.functional.pad(moving.weight, padding), wide
+    )
+    plain, padded = (co.search(fixed, other, 1)[0] for other in (moving, around))
+    np.testing.assert_allclose(plain.matrix, padded.matrix, atol=1e-9)
+    assert (plain.score, plain.overlap) == pytest.approx((padded.score, padded.overlap), rel=1e-3)
+
+
 def test_auto_places_a_slab_that_aligned_centres_miss(phantom):
     truth = rigid(shift=(40.0, -60.0, 200.0))
     slab = make_grid((12, 34, 36), (3.0, 3.0, 3.0), center=(0.0, 0.0, -24.0))

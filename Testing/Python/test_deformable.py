@@ -12,6 +12,7 @@ from conftest import make_grid, smooth_noise
 from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled
+from FoundationRegLib.numerics.agreement import lowest_correlation
 from FoundationRegLib.numerics.fields import resize, warp
 from FoundationRegLib.registration import deformable, encoding, pyramid
 from FoundationRegLib.registration.deformable import deform
@@ -114,6 +115,15 @@ def test_published_schedule_recovers_it_too():
     assert error_mm(found, truth).mean() < 1.5, "of more than 4"
 
 
+def test_coarse_levels_see_the_descriptors_of_the_fine_image():
+    pair = make_pair(smooth_truth())
+    made = pyramid.FeaturePyramid(pair, MIND, CPU, {}, Cache())
+    fine = made.features("mind", 1)
+    for factor in (2, 4):
+        for whole, coarse in zip(fine, made.features("mind", factor), strict=True):
+            torch.testing.assert_close(coarse, torch.nn.functional.avg_pool3d(whole[None], factor)[0])
+
+
 def test_pooling_is_the_mean_over_blocks():
     pair = make_pair(smooth_truth())
     levels = pyramid.FeaturePyramid(pair, MIND, CPU, {}, Cache())
@@ -191,6 +201,32 @@ def test_grey_values_outside_of_both_masks_have_no_say():
     mask[4:-4, 4:-4, 4:-4] = True
     pair = make_pair(truth, fixed_mask=mask)
     assert error_mm(deform(pair, MIND, CPU), truth).mean() < 0.5
+
+
+def test_grey_values_that_are_opposite_in_a_part_have_no_say():
+    truth = np.zeros((3, *SHAPE))
+    alike = make_pair(truth)
+    opposite = alike.moving.copy()
+    opposite[:, :, -7:] = 1 - opposite[:, :, -7:]
+    settings = MIND.replace(finest_spacing_mm=SPACING)
+    assert deform(alike, settings, CPU).grey[0] == 1
+    pair = replace(alike, moving=opposite)
+    deformation = deform(pair, settings, CPU)
+    grey = deformation.pyramid.grey(2, settings.grey_sigma)
+    correlation = float((grey.fixed * grey.moving).mean() / (grey.fixed**2).mean())
+    # By their overall correlation alone they would count in full.
+    assert correlation > max(deformable.METHOD.grey_correlation) and deformation.grey == (0.0, 0.0)
+
+
+def test_lowest_correlation_is_that_of_the_worst_tenth():
+    random = np.random.default_rng(5)
+    first, noise = (torch.as_tensor(random.normal(size=(24, 24, 40)), dtype=torch.float32) for _ in range(2))
+    share = torch.ones(24, 24, 40)
+    share[:, :, :10] = -0.6
+    second = share * first + (1 - share.square()).sqrt() * noise
+    products = torch.stack([first * second, first.square(), second.square()])
+    assert lowest_correlation(products, 2.0) == pytest.approx(-0.6, abs=0.15)
+    assert lowest_correlation(products[..., 16:], 2.0) > 0.95
 
 
 def featureless_pair(**more):

@@ -1,6 +1,7 @@
 """What a user can choose about encoders, through `register`: layers, normalisation, precision, memory, own models."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -8,13 +9,13 @@ import SimpleITK as sitk
 import torch
 from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
-from FoundationRegLib.encoders.loading import load_encoder
+from FoundationRegLib.encoders.loading import build_network, load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer
-from FoundationRegLib.errors import InputError
+from FoundationRegLib.errors import InputError, WeightsError
 from FoundationRegLib.registration import encoding, pipeline
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.slicer.client.process import WorkerProcess
-from FoundationRegLib.weights import store, trust
+from FoundationRegLib.weights import acquisition, store, trust
 from FoundationRegLib.weights.catalogue import Entry, Weights, catalogue
 from test_encoders_own import Slices, Volumes, saved
 from test_registration import MIND, SHIFT, a_pair, error_mm, shifted
@@ -50,7 +51,7 @@ def import_random(folder, seed):
         value.copy_(torch.randn(value.shape, generator=generator) * 0.3 + one)
     torch.save(state, folder / "random.pth")
     store.remove("small")
-    store.import_file("small", folder / "random.pth")
+    acquisition.import_file("small", folder / "random.pth", build_network)
 
 
 def pictures(result, name="small"):
@@ -123,6 +124,31 @@ def test_what_is_chosen_arrives_at_the_network(pair, monkeypatch):
         network(x.expand(-1, 3, -1, -1))
         expected = torch.cat(kept, -1)[:, 1:].transpose(1, 2).unflatten(2, (6, 6))
         assert (made[0](x) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_encoders_are_loaded_once_beside_the_linear_stage(pair, monkeypatch, threads):
+    loaded_in, real = [], load_encoder
+
+    def spy(*arguments, **options):
+        loaded_in.append(threading.current_thread())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(encoding, "load_encoder", spy)
+    cache = Cache()
+    first = register(*pair, QUICK.replace(threads=threads), cache=cache)
+    register(*pair, QUICK.replace(threads=threads, slice_gap_mm=25.0), cache=cache)
+    assert len(loaded_in) == 1 and (loaded_in[0] is threading.main_thread()) == (threads == 1)
+    assert first.record["weights_sha256"] == {"small": store.verify("small")}
+
+
+def test_what_loading_beside_the_linear_stage_raises_arrives(pair, monkeypatch):
+    def broken(*_arguments, **_options):
+        raise WeightsError("The file is damaged.")
+
+    monkeypatch.setattr(encoding, "load_encoder", broken)
+    with pytest.raises(WeightsError, match="damaged"):
+        register(*pair, QUICK.replace(threads=2))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from FoundationRegLib.encoders import sam
-from FoundationRegLib.encoders.loading import load_encoder
+from FoundationRegLib.encoders.loading import build_network, load_encoder
 from FoundationRegLib.encoders.sam import SIZES, build_sam, new_vit, relative_positions, resized_positions
 from FoundationRegLib.errors import WeightsError
-from FoundationRegLib.weights import store
+from FoundationRegLib.weights import acquisition, store
 from FoundationRegLib.weights.catalogue import catalogue
 
 if importlib.util.find_spec("segment_anything") is None:
@@ -206,7 +206,7 @@ def test_the_relatives_agree_by_way_of_import_and_load(id, tmp_path, monkeypatch
     vit = randomised(new_vit("vit_b"))
     path = published(tmp_path / "file.pth", vit, prefix="module." if id == "sslsam" else "image_encoder.")
     monkeypatch.setattr(store, "_folder", tmp_path / "models")
-    store.import_file(id, path)
+    acquisition.import_file(id, path, build_network)
     gray = torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(item.options[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     plain = original_at(vit, "vit_b", 256)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from FoundationRegLib.encoders import tiny_vit
 from FoundationRegLib.encoders.base import SliceEncoder
 from FoundationRegLib.encoders.loading import load_encoder
-from FoundationRegLib.encoders.tiny_vit import AttentionBlock, ConvNorm, MBConv, TinyViT
+from FoundationRegLib.encoders.tiny_vit import AttentionBlock, ConvNorm, MBConv, Merge, TinyViT
 from FoundationRegLib.errors import WeightsError
 from FoundationRegLib.weights import store
 from FoundationRegLib.weights.catalogue import entry
@@ -85,6 +85,28 @@ def test_working_in_strips_changes_nothing(monkeypatch):
     monkeypatch.setattr(tiny_vit, "STRIP_VALUES", 2000)
     assert torch.allclose(block(x), whole[0], atol=1e-4)
     assert torch.allclose(attention(y), whole[1], atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height", [12, 13])
+def test_merging_is_its_definition_in_strips_of_any_height(monkeypatch, stride, height):
+    merge, x = randomised(Merge(6, 10, stride)), torch.rand(2, 6, height, 9)
+    y = F.gelu(merge.conv1.bn(F.conv2d(x, merge.conv1.c.weight)))
+    y = F.gelu(merge.conv2.bn(F.conv2d(y, merge.conv2.c.weight, stride=stride, padding=1, groups=10)))
+    expected = merge.conv3.bn(F.conv2d(y, merge.conv3.c.weight))
+    for values in (1, 500, 1 << 20):
+        monkeypatch.setattr(tiny_vit, "STRIP_VALUES", values)
+        assert torch.allclose(merge(x), expected, atol=1e-4 * expected.abs().max())
+
+
+@torch.inference_mode()
+def test_rows_of_windows_one_after_the_other_are_all_windows_at_once():
+    block, x = randomised(AttentionBlock(12, 3, 4)), torch.rand(2, 11, 9, 12)
+    at_once, looked_up = x + block._attend(x), block._attended(x)
+    assert torch.allclose(looked_up, at_once, atol=1e-5)
+    block.attn.fold()
+    assert torch.allclose(block._attended(x), looked_up, atol=1e-6)
 
 
 @torch.inference_mode()

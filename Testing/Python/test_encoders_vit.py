@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from FoundationRegLib.encoders.loading import load_encoder
+from FoundationRegLib.encoders.loading import build_network, load_encoder
 from FoundationRegLib.encoders.vit import VisionTransformer, build_vit
 from FoundationRegLib.errors import WeightsError
-from FoundationRegLib.weights import store
+from FoundationRegLib.weights import acquisition, store
 from FoundationRegLib.weights.catalogue import catalogue
 from FoundationRegLib.weights.checkpoints import read_checkpoint
 from safetensors.torch import save_file
@@ -291,7 +291,7 @@ def test_models_of_full_size_agree_by_way_of_import_and_load(id, tmp_path, monke
     model.save_pretrained(tmp_path / "published")
     del model
     monkeypatch.setattr(store, "_folder", tmp_path / "models")
-    store.import_file(id, tmp_path / "published")
+    acquisition.import_file(id, tmp_path / "published", build_network)
     encoder = load_encoder(id)
     assert encoder.channels == item.channels and (encoder(gray) - expected).abs().max() < 1e-4
     del encoder

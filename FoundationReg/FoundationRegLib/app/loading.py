@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 from contextlib import contextmanager
+from pathlib import Path
+
+from ..weights.catalogue import Entry
 
 
 @contextmanager
@@ -31,3 +34,10 @@ def load_libraries() -> None:
 
     load_encoder("mind", "cpu")
     pipeline.choose_device("auto")
+
+
+def build_network(item: Entry, path: Path) -> object:
+    """`encoders.loading.build_network`, which loads torch only when a file of weights has to be tried."""
+    from ..encoders.loading import build_network
+
+    return build_network(item, path)

@@ -284,16 +284,18 @@ class Worker:
         return {"encoders": [store.status(name) for name in catalogue()]}
 
     def _do_download(self, request: dict) -> dict:
-        from ..weights import store
+        from ..weights import acquisition
+        from .loading import build_network
 
-        accepted = request.get("accept_licence") is True
-        store.download(_text(request, "encoder"), accept_licence=accepted, progress=self._progress(request.get("id")))
+        accepted, progress = request.get("accept_licence") is True, self._progress(request.get("id"))
+        acquisition.download(_text(request, "encoder"), build_network, accepted, progress)
         return {"encoder": request["encoder"]}
 
     def _do_import(self, request: dict) -> dict:
-        from ..weights import store
+        from ..weights import acquisition
+        from .loading import build_network
 
-        store.import_file(_text(request, "encoder"), _text(request, "file"))
+        acquisition.import_file(_text(request, "encoder"), _text(request, "file"), build_network)
         return {"encoder": request["encoder"]}
 
     def _do_verify(self, request: dict) -> dict:

@@ -39,6 +39,11 @@ class MeasuredCache(Cache):
         self._cost[key] = time.monotonic() - began + self.saved - saved
         return value
 
+    def find(self, key: Hashable):
+        if isinstance(key, tuple) and key and key[0] == _LASTING:
+            return _encoders.get(key)
+        return super().find(key)
+
     def drop_own(self) -> None:
         """Forget what only the last variant could use."""
         self._entries = {key: value for key, value in self._entries.items() if key[0] in _COMMON}

@@ -18,6 +18,9 @@ class MethodConstants:
         node_factor: voxels of the finest level per node of the field. Finer nodes fit noise (the nine cases).
         grey_correlation: local correlation of grey values from which they join the refinement, and from which they
             count fully. Two MR sequences were seen at 0.17, one sequence at 0.46 (two brains) to 0.9.
+        least_correlation: the same for the neighbourhoods of neighbourhood_mm (standard deviation of a Gaussian) of
+            which a tenth correlate less: where most of what two contrasts show agrees, the rest may be opposite. Seen:
+            one sequence 0.41 and more, two brains 0.2, two sequences -0.2 to -0.6.
         shading_mm: shading slower than this is taken away from bias-corrected grey values.
         shading_ratio: unexplained variance of bias-corrected grey values over that of locally normalised ones; up to
             the first they count in full, from the second not at all. Seen: two brains 0.16, a lung 0.22, livers 0.33
@@ -41,7 +44,10 @@ class MethodConstants:
             0.879, 0.867 and 0.803, 0.801, 0.781.
         clear_gain: factor by which another place must match better than the upright one. sure_match: agreement of
             descriptors from which upright images are not tried in other orientations. turned_spacing: factor of the
-            lattice's spacing on which those are tried. kept_agreement: share of the descriptors' agreement that a
+            lattice's spacing on which those are tried. slant: degrees by which images are turned about each axis where
+            right angles do not convince. straight_enough: degrees off a right-angled turn up to which descriptors are
+            taken along its axes: they tell about directions (a lung turned by 30 degrees: the right place had less
+            agreement than a wrong one upright). kept_agreement: share of the descriptors' agreement that a
             stage must keep. Seen on the nine cases, and on six of them turned by 12 degrees and shifted by 25 mm:
             right stages raise it.
         least_support: share of the neighbourhoods whose edges must agree better where the linear stage puts them than
@@ -64,6 +70,8 @@ class MethodConstants:
 
     node_factor: int = 2
     grey_correlation: tuple[float, float] = (0.25, 0.4)
+    least_correlation: tuple[float, float] = (0.0, 0.15)
+    neighbourhood_mm: float = 16.0
     shading_mm: float = 30.0
     shading_ratio: tuple[float, float] = (0.18, 0.28)
     membrane: tuple[float, float] = (0.4, 0.05)
@@ -79,6 +87,8 @@ class MethodConstants:
     clear_gain: float = 1.15
     sure_match: float = 0.5
     turned_spacing: float = 1.5
+    slant: float = 24.0
+    straight_enough: float = 10.0
     kept_agreement: float = 0.995
     least_support: float = 0.15
     least_cover: float = 0.3

@@ -40,7 +40,6 @@ ONLY: dict[tuple[str, str], tuple[str, ...]] = {("slicer", "evaluation"): ("eval
 
 # Imports inside a function that the table does not allow, (module, imported module): each for the reason given.
 LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("weights.store", "encoders.loading"): "a file is taken in only after the network has been built from it",
     ("registration.result", "interaction.probe"): "the console asks a result about a point",
     ("registration.result", "interaction.correction"): "the console corrects a result",
 }

@@ -79,6 +79,11 @@ class Progress:
         """
         self._expected, self._open, self._done = dict(seconds), {}, {}
 
+    def revise(self, seconds: dict[str, float]) -> None:
+        """Say anew how long stages will take, which of them have not begun, now that more is known."""
+        begun = {*self._open, *self._done}
+        self._expected |= {name: value for name, value in seconds.items() if name not in begun}
+
     def measured(self) -> dict[str, float]:
         """Seconds that each of the expected stages took, without those that were left out or whose result was kept
         from before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -14,7 +15,13 @@ def resource_path(*parts: str) -> Path:
 
 
 def cache_path(*parts: str) -> Path:
-    """Path of a file or folder in the system's place for what this package keeps between runs."""
+    """Path of a file or folder that this package keeps between runs: weights, compiled kernels, the pace of this
+    computer and logs of errors.
+
+    In the folder that the environment variable FOUNDATIONREG_CACHE names, else in the system's place for caches.
+    """
+    if chosen := os.environ.get("FOUNDATIONREG_CACHE"):
+        return Path(chosen).expanduser().joinpath(*parts)
     import pooch
 
     return Path(pooch.os_cache("foundationreg"), *parts)

@@ -97,11 +97,13 @@ class _Trial:
 class _TorchScriptSlices(nn.Module):
     """TorchScript as a network of `NetworkEncoder`, with the number of input channels that it wants."""
 
-    keeps_float32 = True
-
     def __init__(self, module: nn.Module, trial: _Trial):
         super().__init__()
         self.module, self.inputs, self.channels = module, trial.inputs, trial.channels
+
+    def float32_layers(self) -> list[nn.Module]:
+        """Autocast alone changes the precision of a program."""
+        return [self.module]
 
     def forward(self, x: Tensor) -> Tensor:
         return _raster(self.module(x[:, : self.inputs]))

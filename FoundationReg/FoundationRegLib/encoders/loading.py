@@ -14,6 +14,7 @@ from ..weights import store, trust
 from ..weights.catalogue import Entry, entry, own_model
 from ..weights.checkpoints import below, load_strictly, read_checkpoint
 from .base import SliceEncoder, VolumeEncoder
+from .dense import use_onednn
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,10 +43,13 @@ class NetworkEncoder:
         self.weights_sha256 = sha256
         self.device, self.precision = device, precision
         network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        if precision != torch.float32 and not getattr(network, "keeps_float32", False):
+        if precision != torch.float32:
+            kept = network.float32_layers() if hasattr(network, "float32_layers") else []
+            kept = {module for layer in kept for module in layer.modules()}
             for module in network.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in kept:
                     module.to(precision)
+        use_onednn(network)
         self.weights_bytes = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
         self._network = network
         study = normalisation == "study"

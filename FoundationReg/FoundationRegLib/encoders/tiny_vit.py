@@ -9,9 +9,13 @@ Names of the submodules are those of the published checkpoints, which are loaded
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .dense import Dense, gelu_
 
 WIDTHS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)
@@ -22,8 +26,6 @@ OUT_CHANNELS = 256
 # Wide intermediate results on the CPU are made in parts of so many numbers: fresh memory is slow, the cache is fast.
 STRIP_VALUES = 1 << 20
 
-gelu_ = torch._C._nn.gelu_
-
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` untouched by autocast. What all later layers build on (the stem, the filters between attention and
@@ -32,11 +34,16 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.float())
 
 
-class PointwiseConv(nn.Linear):
+def through_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+    """GELU of ``layer(x)``, in one pass where the layer knows how."""
+    return layer(x, gelu=True) if isinstance(layer, Dense) else gelu_(layer(x))
+
+
+class PointwiseConv(Dense):
     """A 1x1 convolution as the matrix product that it is."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1), gelu).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Module):
@@ -64,6 +71,25 @@ class ConvNorm(nn.Module):
         return fused
 
 
+def strips(x: Tensor, channels: int, stride: int = 1) -> Iterator[tuple[int, int]]:
+    """First and last row of parts of an output of ``stride`` for which ``channels`` at all pixels of ``x`` (B, C, H, W)
+    that they need fit into the cache; everything at once where that does not matter, on a GPU."""
+    height = -(-x.shape[2] // stride)
+    step = max(1, STRIP_VALUES // (channels * stride * x[:, 0, 0].numel())) if x.device.type == "cpu" else height
+    for top in range(0, height, step):
+        yield top, min(top + step, height)
+
+
+def filtered_rows(block: nn.Module, x: Tensor, top: int, bottom: int, stride: int = 1) -> Tensor:
+    """Rows ``top`` to ``bottom`` of what the first two convolutions of ``block`` make of ``x``: one of each pixel, one
+    of 3x3 pixels of each channel with that ``stride``, each with a GELU."""
+    # The convolution fills up an edge of the image with zeros; so it does the first row here, which is left out.
+    above, below = max(top - 1, 0) * stride, min((bottom - 1) * stride + 2, x.shape[2])
+    y = through_gelu(block.conv1, x[:, :, above:below])
+    skip = min(top, 1)
+    return gelu_(block.conv2(y)[:, :, skip : skip + bottom - top])
+
+
 class Stem(nn.Module):
     """The first two convolutions. MobileSAM's halve the size twice; MedSAM-Lite's keep it."""
 
@@ -88,21 +114,11 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        height = x.shape[2]
-        if x.device.type != "cpu":
-            return self._rows(x, 0, height)
-        step = max(1, STRIP_VALUES // (4 * x[:, :, 0].numel()))
         y = torch.empty_like(x)
-        for top in range(0, height, step):
-            y[:, :, top : top + step] = self._rows(x, top, min(top + step, height))
+        for top, bottom in strips(x, 4 * x.shape[1]):
+            z = filtered_rows(self, x, top, bottom)
+            gelu_(torch.add(self.conv3(z), x[:, :, top:bottom], out=y[:, :, top:bottom]))
         return y
-
-    def _rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
-        """The block's output for rows ``top`` to ``bottom``, whose wide intermediate results fit into the cache."""
-        above, below = min(top, 1), min(x.shape[2] - bottom, 1)
-        y = gelu_(self.conv1(x[:, :, top - above : bottom + below]))
-        y = gelu_(self.conv2(y)[:, :, above : above + bottom - top])
-        return gelu_(self.conv3(y) + x[:, :, top:bottom])
 
 
 class Merge(nn.Module):
@@ -110,12 +126,17 @@ class Merge(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
+        self.outputs, self.stride = outputs, stride
         self.conv1 = ConvNorm(inputs, outputs)
         self.conv2 = ConvNorm(outputs, outputs, 3, stride, groups=outputs)
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(gelu_(self.conv2(gelu_(self.conv1(x)))))
+        height, width = (-(-n // self.stride) for n in x.shape[2:])
+        y = x.new_empty(len(x), self.outputs, height, width).to(memory_format=torch.channels_last)
+        for top, bottom in strips(x, self.outputs, self.stride):
+            y[:, :, top:bottom] = self.conv3(filtered_rows(self, x, top, bottom, self.stride))
+        return y
 
 
 class WindowAttention(nn.Module):
@@ -125,14 +146,15 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Dense(width, 3 * width)
+        self.proj = Dense(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         y, x = y.flatten(), x.flatten()
         # The checkpoints number the distances in the order in which they first occur from token (0, 0): row by row.
         distance = (y[:, None] - y).abs() * window + (x[:, None] - x).abs()
         self.register_buffer("distance", distance, persistent=False)
+        self.register_buffer("bias", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(windows, tokens, width) to the same."""
@@ -140,28 +162,39 @@ class WindowAttention(nn.Module):
         # Each head's queries, keys and values lie together.
         qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3, width // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4)
-        bias = self.attention_biases[:, self.distance].to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        bias = self._looked_up() if self.bias is None else self.bias
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(y.transpose(1, 2).reshape(windows, tokens, width))
+
+    def fold(self) -> None:
+        """Keep the bias of all pairs of tokens instead of looking it up in every call."""
+        self.bias = self._looked_up().detach().contiguous()
+
+    def _looked_up(self) -> Tensor:
+        """(1, heads, tokens, tokens)"""
+        return self.attention_biases[:, self.distance][None]
 
 
 class Mlp(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Dense(width, 4 * width)
+        self.fc2 = Dense(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
+        """(..., width) to the same, with ``x`` added."""
         if x.device.type != "cpu":
-            return self._tokens(x)
+            return x + self._tokens(x)
         tokens = x.reshape(-1, x.shape[-1])
-        parts = tokens.split(max(1, STRIP_VALUES // (4 * x.shape[-1])))
-        return torch.cat([self._tokens(part) for part in parts]).view(x.shape)
+        y = torch.empty_like(tokens)
+        step = max(1, STRIP_VALUES // (4 * x.shape[-1]))
+        for part, made in zip(tokens.split(step), y.split(step), strict=True):
+            torch.add(part, self._tokens(part), out=made)
+        return y.view(x.shape)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu_(self.fc1(self.norm(x))))
+        return self.fc2(self.fc1(self.norm(x), gelu=True))
 
 
 class AttentionBlock(nn.Module):
@@ -176,18 +209,28 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to the same."""
-        x = x.permute(0, 2, 3, 1)
-        x = x + self._attend(x)
+        x = self._attended(x.permute(0, 2, 3, 1))
         x = in_float32(self.local_conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self.mlp(x)
-        return x.permute(0, 3, 1, 2)
+        return self.mlp(x).permute(0, 3, 1, 2)
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """``x`` (B, H, W, width) with its attention added; on the CPU one row of windows after the other, whose
+        intermediate results fit into the cache."""
+        if x.device.type != "cpu":
+            return x + self._attend(x)
+        y = torch.empty_like(x)
+        for top in range(0, x.shape[1], self.window):
+            rows = slice(top, top + self.window)
+            torch.add(x[:, rows], self._attend(x[:, rows]), out=y[:, rows])
+        return y
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attention in each window of ``x`` (B, H, W, width); the last ones are filled up with zeros as in training."""
         batch, height, width, channels = x.shape
         size = self.window
         rows, columns = -(-height // size), -(-width // size)
-        x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
+        if (rows * size, columns * size) != (height, width):
+            x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
         x = x.view(batch, rows, size, columns, size, channels).transpose(2, 3)
         x = self.attn(x.reshape(-1, size * size, channels))
         x = x.view(batch, rows, columns, size, size, channels).transpose(2, 3)
@@ -227,8 +270,6 @@ class TinyViT(nn.Module):
     ``stem_stride`` is 1 in MedSAM-Lite (in all 4 pixels per token) and 4 in MobileSAM (16 pixels per token).
     """
 
-    keeps_float32 = True  # some layers run in float32 in any precision
-
     def __init__(self, stem_stride: int):
         super().__init__()
         self.stride = 4 * stem_stride
@@ -256,9 +297,17 @@ class TinyViT(nn.Module):
             x = layer(x)
         return self.neck(x)
 
+    def float32_layers(self) -> list[nn.Module]:
+        """What runs in float32 in any precision."""
+        filters = [module.local_conv for module in self.modules() if isinstance(module, AttentionBlock)]
+        return [self.patch_embed, *filters]
+
     def fold(self) -> TinyViT:
-        """Replace every convolution with its batch norm by one convolution, in place. The output stays the same."""
+        """Replace every convolution with its batch norm by one convolution, in place, and work out what does not depend
+        on the input. The output stays the same."""
         for parent in list(self.modules()):
+            if isinstance(parent, WindowAttention):
+                parent.fold()
             for name, child in list(parent.named_children()):
                 if isinstance(child, ConvNorm):
                     setattr(parent, name, child.folded())

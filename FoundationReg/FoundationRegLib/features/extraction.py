@@ -62,7 +62,7 @@ def encode(
         return _encode_volume(image, grid, encoder)
     options = {"slice_gap_mm": slice_gap_mm, "pixels": pixels, "box": box, "subtract_empty": subtract_empty}
     stream = TokenStream(image, grid, encoder, plane, mask=mask, memory_gb=memory_gb, **options)
-    return stream.kept(progress)
+    return kept_tokens([stream], progress)[0]
 
 
 def encode_shared(
@@ -85,7 +85,8 @@ def encode_shared(
     of slice encoders are taken from ``store`` where it holds them, and put there; ``label`` says how the encoder was
     loaded.
 
-    Tokens are kept at half precision until the basis is known. Where even that would take more than half of the
+    The slices of all images go through the encoder in one queue. Tokens are kept at half precision until the basis is
+    known. Where even that would take more than half of the
     memory, every image is encoded twice instead: once for the sums, and once to be projected slice by slice.
     """
     progress = progress or Progress()
@@ -102,10 +103,8 @@ def encode_shared(
         for image, mask in zip(images, masks, strict=True)
     ]
     if sum(stream.bytes for stream in streams) <= _room(encoder, memory_gb) / 2:
-        rasters = []
-        for stream in streams:
-            with progress.stage(name, share):
-                rasters.append(_kept(stream, store, label, progress))
+        with progress.stage(name, 1.0):
+            rasters = _found_or_kept(streams, store, label, progress)
         pca = SharedPCA.fit(rasters, components, masks)
         return tuple(pca.project(raster) for raster in rasters)
     moments = Moments()
@@ -121,15 +120,53 @@ def encode_shared(
     return tuple(made)
 
 
-def _kept(stream: TokenStream, store: FeatureStore | None, label: str, progress: Progress) -> FeatureRaster:
+def _found_or_kept(
+    streams: Sequence[TokenStream], store: FeatureStore | None, label: str, progress: Progress
+) -> list[FeatureRaster]:
     if store is None:
-        return stream.kept(progress)
-    key = stream.key(label)
-    raster = store.get(key, stream.grid, stream.device)
-    if raster is None:
-        raster = stream.kept(progress)
-        store.put(key, raster)
-    return raster
+        return kept_tokens(streams, progress)
+    keys = [stream.key(label) for stream in streams]
+    rasters = [store.get(key, stream.grid, stream.device) for key, stream in zip(keys, streams, strict=True)]
+    absent = [n for n, raster in enumerate(rasters) if raster is None]
+    for n, raster in zip(absent, kept_tokens([streams[n] for n in absent], progress), strict=True):
+        rasters[n] = raster
+        store.put(keys[n], raster)
+    return rasters
+
+
+def kept_tokens(streams: Sequence[TokenStream], progress: Progress) -> list[FeatureRaster]:
+    """All tokens of each image, at half precision."""
+    values = [
+        torch.empty(*stream.shape, stream.encoder.channels, dtype=torch.float16, device=stream.device)
+        for stream in streams
+    ]
+    run_streams(streams, lambda image, n, tokens: values[image][n].copy_(_within_half(tokens)), progress)
+    return [stream.raster(tokens) for stream, tokens in zip(streams, values, strict=True)]
+
+
+def run_streams(streams: Sequence[TokenStream], take: Callable[[int, int, Tensor], None], progress: Progress) -> None:
+    """Call ``take(image, n, tokens)`` for slice after slice of image after image, with the slice's tokens (rows,
+    columns, C) in float32. All ``streams`` show pictures of one shape to one encoder."""
+    jobs: list[tuple[int, int] | None] = [(i, n) for i, stream in enumerate(streams) for n in range(stream.shape[0])]
+    if not jobs:
+        return
+    first, empty = streams[0], torch.zeros((), device=streams[0].device)
+    if first.subtract_empty:
+        jobs.insert(0, None)
+    resampling = first.view.resampling(first.device)
+
+    def work(batch: Sequence[tuple[int, int] | None]) -> Tensor:
+        pictures = [streams[job[0]].picture(job[1], resampling) if job else first.empty_picture() for job in batch]
+        return first.encoder(torch.stack(pictures)[:, None]).permute(0, 2, 3, 1)
+
+    def taken(job: tuple[int, int] | None, tokens: Tensor) -> None:
+        nonlocal empty
+        if job is None:
+            empty = tokens.clone()
+        else:
+            take(*job, tokens - empty)
+
+    batching.run(jobs, work, taken, first.slices_at_once(), first.device, progress)
 
 
 class TokenStream:
@@ -150,12 +187,12 @@ class TokenStream:
         memory_gb: float = 0.0,
     ):
         image = _checked(image, grid)
-        self.grid, self._encoder, self.device = grid, encoder, device_of(encoder)
+        self.grid, self.encoder, self.device = grid, encoder, device_of(encoder)
         self._view = SliceView(grid, plane, encoder, pixels, box)
         self._image, self._chosen = image, (plane, pixels, box, subtract_empty)
         self._numbers = slice_numbers(image, mask, grid, self._view.axes[0], slice_gap_mm)
         self._slices = image.movedim(self._view.axes, (0, 1, 2))
-        self._subtract_empty, self._memory_gb = subtract_empty, memory_gb
+        self.subtract_empty, self._memory_gb = subtract_empty, memory_gb
         self.shape = (len(self._numbers), *self._view.tokens)
 
     @property
@@ -171,11 +208,11 @@ class TokenStream:
     @property
     def bytes(self) -> int:
         """What all tokens take at half precision."""
-        return 2 * math.prod(self.shape) * self._encoder.channels
+        return 2 * math.prod(self.shape) * self.encoder.channels
 
     def key(self, label: str = "") -> str:
         """Hash of everything that the tokens depend on: image, grid, what is shown of it, weights and device."""
-        encoder = self._encoder
+        encoder = self.encoder
         made_by = (encoder.id, encoder.weights_sha256, str(getattr(encoder, "precision", "")), self.device.type, label)
         box = self._chosen[2] and tuple((part.start, part.stop) for part in self._chosen[2])
         shown = (*self._chosen[:2], box, self._chosen[3], tuple(self._numbers))
@@ -185,35 +222,31 @@ class TokenStream:
         """The share (slices, rows, columns), 0 to 1, of ``mask`` around each token."""
         return self._view.to_pictures(token_weights(mask, self._view.positions(self._numbers)))
 
+    def picture(self, n: int, resampling: tuple[Tensor, Tensor]) -> Tensor:
+        """The ``n``-th encoded slice as the encoder sees it, by the matrices of `SliceView.resampling`."""
+        rows, columns = resampling
+        return rows @ self._slices[self._numbers[n]].to(self.device, torch.float32) @ columns.T
+
+    def empty_picture(self) -> Tensor:
+        return torch.zeros(*self._view.shape, device=self.device)
+
+    def slices_at_once(self) -> int:
+        """How many slices the memory holds at a time."""
+        each = math.prod(self._view.shape) * getattr(self.encoder, "bytes_per_pixel", 3000)
+        return batching.slices_at_once(each, _room(self.encoder, self._memory_gb) / 2)
+
     def run(self, take: Callable[[int, Tensor], None], progress: Progress) -> None:
         """Call ``take(n, tokens)`` for slice after slice, with its tokens (rows, columns, C) in float32."""
-        rows, columns = self._view.resampling(self.device)
-        empty = 0.0
-        if self._subtract_empty:
-            empty = self._encoder(torch.zeros(1, 1, *self._view.shape, device=self.device))
-
-        def work(batch: Sequence[int]) -> Tensor:
-            slices = [self._slices[self._numbers[n]].to(self.device, torch.float32) for n in batch]
-            made = self._encoder(torch.stack([rows @ one @ columns.T for one in slices])[:, None]) - empty
-            return made.permute(0, 2, 3, 1)
-
-        each = math.prod(self._view.shape) * getattr(self._encoder, "bytes_per_pixel", 3000)
-        at_once = batching.slices_at_once(each, _room(self._encoder, self._memory_gb) / 2)
-        batching.run(range(len(self._numbers)), work, take, at_once, self.device, progress)
-
-    def kept(self, progress: Progress) -> FeatureRaster:
-        """All tokens at half precision."""
-        values = torch.empty(*self.shape, self._encoder.channels, dtype=torch.float16, device=self.device)
-        self.run(lambda n, tokens: values[n].copy_(_within_half(tokens)), progress)
-        return self._raster(values)
+        run_streams([self], lambda _, n, tokens: take(n, tokens), progress)
 
     def projected(self, pca: SharedPCA, progress: Progress) -> FeatureRaster:
         """The principal components of all tokens; the tokens themselves are dropped slice by slice."""
         values = torch.empty(*self.shape, pca.components, device=self.device)
         self.run(lambda n, tokens: values[n].copy_(pca.apply(_within_half(tokens))), progress)
-        return self._raster(values)
+        return self.raster(values)
 
-    def _raster(self, values: Tensor) -> FeatureRaster:
+    def raster(self, values: Tensor) -> FeatureRaster:
+        """``values`` (slices, rows, columns, ...) of the tokens, where they lie."""
         return FeatureRaster(self._view.to_array(values), self._view.positions(self._numbers), self.grid)
 
 

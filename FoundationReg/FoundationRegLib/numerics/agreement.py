@@ -59,6 +59,25 @@ def axis_steps(length: int) -> list[Step]:
     return [tuple(sign * length * (n == axis) for n in range(3)) for axis, sign in itertools.product(range(3), (1, -1))]
 
 
+def lowest_correlation(products: Tensor, sigma: float, share: float = 0.1) -> float:
+    """The correlation, -1 to 1, below which ``share`` of the neighbourhoods lie, each counted by its energy.
+
+    ``products`` (3, D, H, W): of both signals and of each with itself. Neighbourhoods are Gaussians with a standard
+    deviation of ``sigma`` voxels, taken on blocks.
+    """
+    block = max(1, int(sigma / 2.5))
+    if block > 1:
+        products = F.avg_pool3d(products[None], block, ceil_mode=True, count_include_pad=False)[0]
+    # A box of 3 voxels has the variance 2/3.
+    for _ in range(max(1, round(1.5 * (sigma / block) ** 2))):
+        products = smooth(products)
+    both, first, second = products.flatten(1)
+    values, order = (both / (first * second).sqrt().clamp_min(1e-12)).sort()
+    energy = (first + second)[order].cumsum(0)
+    place = int((energy < share * energy[-1]).sum())
+    return float(values[min(place, len(values) - 1)])
+
+
 class Agreement:
     """Correlation of ``fixed`` and ``moving`` features (C, D, H, W), both `centred`, on one lattice.
 

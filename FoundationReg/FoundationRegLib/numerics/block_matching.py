@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..core.grid import Grid
@@ -67,6 +68,24 @@ def right_angles() -> list[np.ndarray]:
             if np.linalg.det(matrix) > 0:
                 found.append(matrix)
     return sorted(found, key=lambda matrix: -np.trace(matrix))
+
+
+def rotation_of(matrix: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) that is nearest to the linear part of ``matrix`` (4, 4)."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    return left @ right
+
+
+def degrees_between(first: np.ndarray, second: np.ndarray) -> float:
+    """Angle of the rotation from ``first`` to ``second``, both (3, 3)."""
+    return float(np.degrees(np.arccos(np.clip((np.sum(first * second) - 1) / 2, -1.0, 1.0))))
+
+
+def slants(turn: np.ndarray, degrees: float, about: int = 3) -> list[np.ndarray]:
+    """``turn`` (3, 3) turned further by ``degrees`` about the patient's axes: each alone and, up to ``about`` of them,
+    together, both ways; 26 rotations, or 6 about one axis."""
+    signs = [step for step in itertools.product((-1, 0, 1), repeat=3) if 0 < np.abs(step).sum() <= about]
+    return [Rotation.from_rotvec(np.radians(degrees) * np.array(step)).as_matrix() @ turn for step in signs]
 
 
 def describe(grey: Tensor, body: Tensor, grid: Grid, encoder) -> Description:

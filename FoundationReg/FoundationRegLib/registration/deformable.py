@@ -18,8 +18,9 @@ from ..core.grid import Grid
 from ..core.progress import Progress
 from ..features.raster import FeatureRaster
 from ..numerics.adam import adam
+from ..numerics.agreement import lowest_correlation
 from ..numerics.devices import memory_limit
-from ..numerics.fields import compose, exponential, resize, warp
+from ..numerics.fields import compose, exponential, logarithm, resize, warp
 from ..numerics.gauss_newton import gauss_newton
 from ..numerics.regularisation import Regulariser
 from ..numerics.search import fill_inconsistent, inverse_consistent, search
@@ -85,7 +86,8 @@ def deform(
         with progress.stage("search", 0.15):
             field_mm, inconsistency = searched(pyramid, progress)
         if on_field:
-            on_field("search", field_mm, pyramid.grid(search_factor(settings, pair.grid.spacing[0])))
+            nodes = pyramid.grid(search_factor(settings, pair.grid.spacing[0]))
+            on_field("search", _displacement(field_mm, nodes, settings), nodes)
     with progress.stage("refine", 0.4):
         field_mm, losses, grey = _refine(pyramid, field_mm, progress, on_field)
     displacement = _displacement(resize(field_mm, grid.shape), grid, settings)
@@ -98,10 +100,16 @@ def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
 
 
 def searched(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
-    """`_search`, or what it found before with the same features, weights and limits."""
+    """The field from which the refinement starts, a velocity where it is diffeomorphic, and inconsistency of `_search`.
+
+    With the same features, weights and limits the search is not done again.
+    """
     settings = pyramid.settings
     limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
-    return pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
+    found, inconsistency = pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
+    if settings.diffeomorphic:
+        found = logarithm(found, pyramid.grid_like(found).spacing)
+    return found, inconsistency
 
 
 def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -209,9 +217,11 @@ def _grey_weights(pyramid: FeaturePyramid, field_mm: Tensor, before: tuple[float
     """Weights of grey values beside MIND, locally normalised and bias-corrected; ``before``: those until now.
 
     Locally normalised ones count by their correlation where the search, and then the coarsest level, have brought
-    them: nothing for different contrasts, the setting's weight for the same. Refined on them to the end, wrong pairs
-    correlate too. Bias-corrected ones count where images are free of faster shading, so that whole regions and not only
-    their edges can be compared; what has been refined on them looks freer of it than it is.
+    them: nothing for different contrasts, the setting's weight for the same. Two contrasts may agree in most of what is
+    shown, such as muscle, and be opposite in the rest: so the lowest tenth of the neighbourhoods must correlate, too.
+    Refined on grey values to the end, wrong pairs correlate as well. Bias-corrected ones count where images are free of
+    faster shading, so that whole regions and not only their edges can be compared; what has been refined on them looks
+    freer of it than it is.
     """
     factor, settings = METHOD.node_factor, pyramid.settings
     shape = pyramid.mask("fixed", factor).shape
@@ -219,17 +229,23 @@ def _grey_weights(pyramid: FeaturePyramid, field_mm: Tensor, before: tuple[float
     spacing = (pyramid.spacing(factor),) * 3
     weight = pyramid.mask("fixed", factor) * warp(pyramid.mask("moving", factor)[None], displacement, spacing)[0]
 
-    def correlation(sigma: float) -> float:
+    def products(sigma: float) -> Tensor:
         pair = pyramid.grey(factor, sigma)
         fixed, moving = pair.fixed[0], warp(pair.moving, displacement, spacing)[0]
-        energies = (fixed.square() * weight).sum() * (moving.square() * weight).sum()
-        return float((fixed * moving * weight).sum() / energies.sqrt().clamp_min(1e-12))
+        return torch.stack([fixed * moving, fixed.square(), moving.square()]) * weight
 
-    local = correlation(settings.grey_sigma)
-    local_weight = settings.grey_weight * _ramp(local, *METHOD.grey_correlation)
+    def correlation(sums: Tensor) -> float:
+        both, first, second = sums.sum((1, 2, 3))
+        return float(both / (first * second).sqrt().clamp_min(1e-12))
+
+    sums = products(settings.grey_sigma)
+    local = correlation(sums)
+    least = lowest_correlation(sums, METHOD.neighbourhood_mm / spacing[0])
+    share = min(_ramp(local, *METHOD.grey_correlation), _ramp(least, *METHOD.least_correlation))
+    local_weight = settings.grey_weight * share
     if not local_weight:
         return 0.0, 0.0
-    corrected = correlation(pyramid.shading_sigma(factor))
+    corrected = correlation(products(pyramid.shading_sigma(factor)))
     unexplained = (1 - corrected) / max(1 - local, 1e-6)
     low, high = METHOD.shading_ratio
     share = _ramp(-unexplained, -high, -low) * settings.bias_corrected_weight

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from ..core.cache import Cache
 from ..core.constants import METHOD
 from ..core.grid import Grid
 from ..core.progress import Progress
-from ..encoders.base import SliceEncoder
+from ..encoders.base import SliceEncoder, VolumeEncoder
 from ..encoders.loading import fingerprint, load_encoder
 from ..features.extraction import encode_shared, foreground_box
 from ..features.raster import FeatureRaster, lattice_positions, resample_features
@@ -31,6 +34,37 @@ def encoder_options(settings: Settings, device: torch.device) -> str:
     return str(options)
 
 
+def begin_loading(settings: Settings, device: torch.device, cache: Cache) -> Callable[[], None]:
+    """Load the foundation encoders of ``settings`` that ``cache`` lacks, in a thread, where there may be more than one.
+    What is returned waits for them and puts them there, or raises what loading has raised."""
+    names = [name for name, _ in settings.encoders if not is_mind(name)] if settings.deformable else []
+    missing = {_encoder_key(name, settings, device): name for name in names}
+    missing = {key: name for key, name in missing.items() if cache.find(key) is None}
+    if not missing or settings.threads == 1 or torch.get_num_threads() == 1:
+        return lambda: None
+    pool = ThreadPoolExecutor(1)
+    begun = {key: pool.submit(_load, name, settings, device) for key, name in missing.items()}
+    pool.shutdown(wait=False)
+
+    def finish() -> None:
+        for key, encoder in begun.items():
+            cache.get(key, encoder.result)
+
+    return finish
+
+
+def _loading_options(settings: Settings) -> dict:
+    return {option: getattr(settings, f"encoder_{option}") for option in ("precision", "layers", "normalisation")}
+
+
+def _encoder_key(name: str, settings: Settings, device: torch.device) -> Hashable:
+    return "encoder", name, fingerprint(name), str(device), str(_loading_options(settings))
+
+
+def _load(name: str, settings: Settings, device: torch.device) -> SliceEncoder | VolumeEncoder:
+    return load_encoder(name, str(device), **_loading_options(settings))
+
+
 def encode_pair(
     pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache
 ) -> tuple[dict[str, RasterPair], dict[str, str]]:
@@ -50,11 +84,7 @@ def encode_pair(
 def _encode_with(
     name: str, pair: Pair, settings: Settings, device: torch.device, progress: Progress, cache: Cache
 ) -> tuple[RasterPair, str]:
-    options = {option: getattr(settings, f"encoder_{option}") for option in ("precision", "layers", "normalisation")}
-    encoder = cache.get(
-        ("encoder", name, fingerprint(name), str(device), str(options)),
-        lambda: load_encoder(name, str(device), progress=progress, **options),
-    )
+    encoder = cache.get(_encoder_key(name, settings, device), lambda: _load(name, settings, device))
     bodies = (pair.fixed_body, pair.moving_body)
     planes = settings.planes if isinstance(encoder, SliceEncoder) else settings.planes[:1]
     by_plane = []
@@ -64,7 +94,7 @@ def _encode_with(
                 (pair.fixed, pair.moving), bodies, pair.grid, encoder, settings.pca_components, plane,
                 slice_gap_mm=settings.slice_gap_mm, pixels=settings.encoder_pixels, subtract_empty=True,
                 box=foreground_box(bodies, pair.grid), memory_gb=settings.memory_gb, progress=progress,
-                store=cache.store, label=str(options),
+                store=cache.store, label=str(_loading_options(settings)),
             )  # fmt: skip
             by_plane.append(rasters)
     if len(by_plane) == 1:

@@ -15,21 +15,21 @@ from .deformable import level_key
 from .encoding import is_mind
 from .inputs import Inputs
 from .pace import Pace
+from .pair import Pair
 from .preparation import working_voxels
 from .pyramid import search_factor
 
-# Seconds on two quiet cores with the compiled kernels (breast_task3), by what each stage's work grows with. How they
-# relate to each other is what counts until `pace` knows better: the stages that are done set the scale.
-_START, _LINEAR, _CHECK = 0.75, 0.75, 0.4
-_VOXEL = {"prepare": 8e-8, "output": 3e-8}
-_OUTPUT = 1.2
-_CANDIDATE, _REFINED_NODE = 1.2e-8, 3.4e-6
-# The coarsest level starts from far away and takes more iterations.
-_COARSEST = 3.4
+# Seconds on two quiet cores with the compiled kernels, by what each stage's work grows with, from the eleven cases and
+# synthetic pairs of 96 to 256 voxels cubed. How they relate to each other is what counts until `pace` knows better: the
+# stages that are done set the scale.
+_START, _LINEAR, _CHECK = 0.5, 0.4, 0.12
+_PREPARE, _OUTPUT = (0.15, 6.7e-8), (0.2, 9e-8)
+_CANDIDATE, _DESCRIBED_VOXEL = 9e-9, 5e-8
+_REFINED_VOXEL, _REFINED_NODE = 4e-7, 2.4e-6
 _MIND_CHANNELS = 6
 _BOX, _ANATOMY = 3.0, 15.0
-# Share of its bounding box that a body fills.
-_BODY = 0.7
+# Share of a frame that is compared.
+_BODY = 0.45
 # A graphics card against two cores, for what it does.
 _CUDA = 0.05
 
@@ -38,9 +38,19 @@ class Forecast:
     """What a registration of ``inputs`` will take. ``seconds``: by stage, for `Progress.expect`."""
 
     def __init__(self, inputs: Inputs, settings: Settings, device: torch.device, boxes: bool = False):
+        self._settings, self._device = settings, device
         self._expected = expected_seconds(inputs, settings, device, boxes)
         self._pace = Pace(device)
         self.seconds = self._pace.foreseen(self._expected)
+
+    def revise(self, pair: Pair, progress: Progress) -> None:
+        """Tell ``progress`` what the deformable stage will take, now that its grid and masks are known."""
+        if not self._settings.deformable:
+            return
+        spacing, inside = float(pair.grid.spacing[0]), float(pair.fixed_mask.mean())
+        self._expected |= _deforming(pair.grid.extent, spacing, inside, self._settings, self._device)
+        self.seconds = self._pace.foreseen(self._expected)
+        progress.revise(self.seconds)
 
     def learn(self, progress: Progress) -> None:
         """Remember what the stages took, unless the user ended some of them early."""
@@ -50,14 +60,9 @@ class Forecast:
 
 def expected_seconds(inputs: Inputs, settings: Settings, device: torch.device, boxes: bool = False) -> dict[str, float]:
     """Seconds by stage of `pipeline.register` from reading on. ``boxes``: whether what they hold is segmented."""
-    sizes = [int(np.prod(image.GetSize())) for image in (inputs.fixed, inputs.moving)]
-    voxels = working_voxels(settings, device)
-    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, voxels)
-    extent = grid_of(inputs.fixed).extent
-    working = _BODY * float(np.prod(extent)) / spacing**3
+    voxels = sum(int(np.prod(image.GetSize())) for image in (inputs.fixed, inputs.moving))
     quick = _CUDA if device.type == "cuda" else 1.0
-    stages = {name: seconds * sum(sizes) for name, seconds in _VOXEL.items()}
-    stages["output"] += _OUTPUT
+    stages = {name: base + each * voxels for name, (base, each) in (("prepare", _PREPARE), ("output", _OUTPUT))}
     if boxes:
         stages["segment/segment boxes"] = quick * 2 * _BOX
     if settings.anatomy:
@@ -67,19 +72,33 @@ def expected_seconds(inputs: Inputs, settings: Settings, device: torch.device, b
     stages["align/check"] = _CHECK
     if not settings.deformable:
         return stages
+    extent = grid_of(inputs.fixed).extent
+    spacing = settings.finest_spacing_mm or default_spacing(inputs.fixed, working_voxels(settings, device))
+    return stages | _deforming(extent, spacing, _BODY, settings, device)
+
+
+def _deforming(
+    extent: np.ndarray, spacing: float, inside: float, settings: Settings, device: torch.device
+) -> dict[str, float]:
+    """Seconds by stage of the deformation on a grid over ``extent`` mm with voxels of ``spacing`` mm.
+
+    ``inside``: share of the grid that is compared.
+    """
+    quick = _CUDA if device.type == "cuda" else 1.0
+    volume, stages = float(np.prod(extent)), {}
     for name, _ in settings.encoders:
         if not is_mind(name):
             stages[f"encode/encode {name}"] = quick * _encoding(name, settings, extent)
     if settings.search_range_mm > 0:
         node_mm = search_factor(settings, spacing) * spacing
         candidates = 4.2 * (settings.search_range_mm / node_mm) ** 3
-        nodes = _BODY * float(np.prod(extent)) / node_mm**3
         channels = sum(_MIND_CHANNELS if is_mind(name) else settings.pca_components for name, _ in settings.encoders)
-        stages["search"] = quick * 2 * _CANDIDATE * candidates * nodes * channels / _MIND_CHANNELS
+        each = 2 * _CANDIDATE * candidates * inside / node_mm**3 + _DESCRIBED_VOXEL / spacing**3
+        stages["search"] = quick * volume * each * channels / _MIND_CHANNELS
+    share = settings.iterations / Settings.iterations
     for factor in settings.levels:
-        nodes = working / max(factor, METHOD.node_factor) ** 3
-        share = settings.iterations / Settings.iterations * (_COARSEST if factor == max(settings.levels) else 1.0)
-        stages[level_key(factor)] = quick * _REFINED_NODE * nodes * share
+        each = _REFINED_VOXEL / factor**3 + _REFINED_NODE / max(factor, METHOD.node_factor) ** 3
+        stages[level_key(factor)] = quick * share * volume * inside / spacing**3 * each
     return stages
 
 

@@ -6,7 +6,7 @@ All transforms map fixed to moving points in LPS mm.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from typing import Any
 
@@ -76,7 +76,13 @@ def start_transform(
     fit = pair.search(progress, sure=found)
     if fit is None or fit.score < METHOD.clear_gain * found:
         return translation
-    return affine_transform(pair.refined(fit.matrix, affine, progress))
+    better = pair.refined(fit.matrix, affine, progress)
+    if fit.score < METHOD.sure_match:
+        # Of two places that do not convince, a right one gains more by its neighbourhoods' matches than a wrong one.
+        rival = pair.refined(affine_matrix(outcome), affine, progress)
+        if pair.agreement(better) < METHOD.clear_gain * pair.agreement(rival):
+            return translation
+    return affine_transform(better)
 
 
 def _most_informative_start(
@@ -124,7 +130,9 @@ class DescriptorPair:
         """The best place without a turn."""
         return next(iter(block_matching.search(self.fixed, self.moving, 1)), None)
 
-    def _describe(self, side: Side, rotation: np.ndarray | None = None, coarser: float = 1.0) -> Description:
+    def _describe(
+        self, side: Side, rotation: np.ndarray | None = None, coarser: float = 1.0, mirrored: bool = False
+    ) -> Description:
         own, spacing = grid_of(side.grey), coarser * self._spacing
         grid = block_matching.lattice(own, spacing, rotation)
         blur = 0.5 * np.sqrt(np.maximum((spacing / own.spacing) ** 2 - 1, 0))
@@ -133,14 +141,14 @@ class DescriptorPair:
             smooth = ndimage.gaussian_filter(sitk.GetArrayFromImage(image).astype(np.float32), blur)
             made.append(resample_to_grid(image_from_array(smooth, own), grid, background=0.0))
         grey, weight = (torch.from_numpy(array.astype(np.float32)) for array in made)
-        return block_matching.describe(grey, weight, grid, Mind())
+        return block_matching.describe(grey, weight, grid, Mind(mirrored=mirrored))
 
     def agreement(self, matrix: np.ndarray) -> float:
         return block_matching.agreement(self.fixed, self._turned(matrix), matrix)
 
     def _turned(self, matrix: np.ndarray) -> Description:
         """The moving side along the axes that ``matrix`` turns it to: descriptors tell about directions."""
-        turn = _nearest_turn(matrix)
+        turn = _axes(matrix)
         return self.moving if np.allclose(turn, np.eye(3)) else self._describe(self._sides[1], turn)
 
     def is_mirrored(self, matrix: np.ndarray) -> bool:
@@ -152,14 +160,14 @@ class DescriptorPair:
         """
         fixed, moving = self._sides
         flip = np.diag([-1.0, 1.0, 1.0])
-        left, _, right = np.linalg.svd(matrix[:3, :3])
-        views = ((fixed, None), (moving, left @ right), (moving, left @ right @ flip))
+        turn = block_matching.rotation_of(matrix)
+        views = ((fixed, None), (moving, turn), (moving, turn @ flip))
         still, upright, swapped = each(lambda view: self._describe(*view, METHOD.turned_spacing), views)
         first = next(iter(block_matching.search(still, swapped, 1)), None)
         hint = METHOD.mirror_hint * block_matching.agreement(still, upright, matrix)
         if first is None or first.score < hint:
             return False
-        swapped = self._describe(moving, _nearest_turn(matrix) @ flip)
+        swapped = self._describe(moving, _axes(matrix) @ flip)
         fits = block_matching.search(self.fixed, swapped, 2)
         best = max((self._refined_agreement(swapped, fit.matrix) for fit in fits), default=0.0)
         return best > METHOD.mirror_gain * self._refined_agreement(self._turned(matrix), matrix)
@@ -169,20 +177,35 @@ class DescriptorPair:
         return block_matching.agreement(self.fixed, moving, found)
 
     def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
-        """The best place; images are turned by right angles when neither it nor ``sure`` is a convincing match."""
+        """The best place; where neither it nor ``sure`` is a convincing match, the moving image is turned as well.
+
+        First by right angles, and if that does not convince either, from the best of them on by `METHOD.slant` degrees
+        about every axis and then by half of that, on a coarser lattice.
+        """
         upright = self.upright
         if max(sure, upright.score if upright else 0.0) >= METHOD.sure_match:
             return upright
         fixed, moving = self._sides
-        still, best, bar = self._describe(fixed, coarser=METHOD.turned_spacing), None, 0.0
-        for turn in block_matching.right_angles():
-            progress.check()
-            for fit in block_matching.search(still, self._describe(moving, turn, METHOD.turned_spacing), 1):
-                # The first is upright.
-                margin = 1.0 if best is None else METHOD.clear_gain
-                if fit.score > margin * bar:
-                    best, bar = turn, fit.score
-        if best is None or np.allclose(best, np.eye(3)):
+        # What is odd about a voxel tells little here, and six channels are half of the work.
+        describe = partial(self._describe, coarser=METHOD.turned_spacing, mirrored=True)
+        still, best, bar = describe(fixed), np.eye(3), 0.0
+
+        def improve(turns: Iterable[np.ndarray], margin: float) -> None:
+            nonlocal best, bar
+            for turn in turns:
+                progress.check()
+                for fit in block_matching.search(still, describe(moving, turn), 1):
+                    # The first is upright.
+                    if fit.score > (margin if bar else 1.0) * bar:
+                        best, bar = turn, fit.score
+
+        improve(block_matching.right_angles(), METHOD.clear_gain)
+        if max(sure, bar) < METHOD.sure_match:
+            straight = best
+            improve(block_matching.slants(best, METHOD.slant), METHOD.clear_gain)
+            if best is not straight:
+                improve(block_matching.slants(best, METHOD.slant / 2, about=1), 1.0)
+        if np.allclose(best, np.eye(3)):
             return upright
         return next(iter(block_matching.search(self.fixed, self._describe(moving, best), 1)), upright)
 
@@ -284,9 +307,12 @@ def _joined(start: sitk.Transform, matrix: np.ndarray) -> sitk.Transform:
     return sitk.CompositeTransform([start, affine_transform(matrix)])
 
 
-def _nearest_turn(matrix: np.ndarray) -> np.ndarray:
-    """The rotation (3, 3) by right angles that is nearest to ``matrix`` (4, 4)."""
-    return min(block_matching.right_angles(), key=lambda turn: np.linalg.norm(turn - matrix[:3, :3]))
+def _axes(matrix: np.ndarray) -> np.ndarray:
+    """Along which axes (3, 3) the moving side of ``matrix`` (4, 4) is described: those turned by right angles, where
+    they are near enough, so that descriptors of small turns are not made again and again."""
+    turn = block_matching.rotation_of(matrix)
+    straight = max(block_matching.right_angles(), key=lambda other: np.sum(other * turn))
+    return straight if block_matching.degrees_between(straight, turn) <= METHOD.straight_enough else turn
 
 
 def _plausible(matrix: np.ndarray) -> bool:

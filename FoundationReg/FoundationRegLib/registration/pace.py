@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -26,14 +24,6 @@ _NEW, _TELLING_SECONDS = 0.5, 2.0
 # Factors beyond these are no measurements.
 _LEAST, _MOST = 1e-3, 1e3
 _FILE = "pace.json"
-
-
-def cache_folder() -> Path:
-    """Where FoundationReg keeps what it may lose: the environment variable FOUNDATIONREG_CACHE, or the system's place
-    for caches."""
-    if chosen := os.environ.get("FOUNDATIONREG_CACHE"):
-        return Path(chosen).expanduser()
-    return cache_path()
 
 
 class Pace:
@@ -61,7 +51,7 @@ class Pace:
             self._factors[name] = math.exp((1 - weight) * math.log(before) + weight * math.log(factor))
         everything = _read()
         everything[self._kind] = {name: float(f"{factor:.4g}") for name, factor in self._factors.items()}
-        place = cache_folder() / _FILE
+        place = cache_path(_FILE)
         with contextlib.suppress(Exception):
             place.parent.mkdir(parents=True, exist_ok=True)
             with replacing(place) as partial:
@@ -71,7 +61,7 @@ class Pace:
 def _read() -> dict[str, dict[str, float]]:
     """What is known by kind of device; nothing of a file that is none of ours."""
     try:
-        found = json.loads((cache_folder() / _FILE).read_text(encoding="utf-8"))
+        found = json.loads(cache_path(_FILE).read_text(encoding="utf-8"))
         return {
             kind: {name: float(factor) for name, factor in factors.items() if _LEAST <= factor <= _MOST}
             for kind, factors in found.items()

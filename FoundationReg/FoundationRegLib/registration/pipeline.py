@@ -19,7 +19,7 @@ from ..core.grid import Grid
 from ..core.memory import is_out_of_memory
 from ..core.progress import Preview, Progress
 from ..encoders.anatomy_loading import anatomy_fingerprint, anatomy_names, require_anatomy
-from ..encoders.loading import require
+from ..encoders.loading import build_network, require
 from ..errors import InputError, OutOfMemory
 from ..evaluation.metrics import Similarity
 from ..images.conversion import grid_of
@@ -27,13 +27,14 @@ from ..images.resampling import overlap_fraction
 from ..images.transforms import compose_field
 from ..numerics.devices import choose_device, cpu_threads
 from ..settings import Settings
-from ..weights import store
+from ..weights import acquisition
 from ..weights.catalogue import entry, own_model
 from . import boxes, linear
 from .ahead import Ahead
 from .boxes import BoxLike
 from .content import content_hash
 from .deformable import Deformation, deform
+from .encoding import begin_loading
 from .forecast import Forecast
 from .inputs import ImageLike, Inputs, PointsLike, read_inputs
 from .pair import Pair
@@ -131,12 +132,15 @@ def register(
             key = ("linear", images, masks, _aligning(settings))
             if cache.find(key) is None:
                 ahead.start()
+            encoders_loaded = begin_loading(settings, device, cache)
             transform, facts = cache.get(key, lambda: _align(ahead, regions, settings, progress))
         if overlap_fraction(inputs.fixed, inputs.moving, transform) < _LEAST_OVERLAP:
             raise InputError(
                 "The images do not overlap after the initial alignment; give an initial transform or another start."
             )
-        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache)
+        encoders_loaded()
+        revise = partial(forecast.revise, progress=progress)
+        pair, deformation, warnings = _deform(ahead, transform, key, guided, settings, device, progress, cache, revise)
         facts = {**facts, "warnings": [*facts.get("warnings", []), *warnings]}
         if settings.deformable:
             remember(cache, images, LastRun(transform, pair, deformation, masks))
@@ -160,11 +164,11 @@ def _require_networks(settings: Settings, download: bool, progress: Progress) ->
     """Raise for an encoder or anatomy network that cannot run, after fetching what may be fetched."""
     for name, _ in settings.encoders if settings.deformable else ():
         if download and not own_model(name) and entry(name).weights is not None:
-            store.download(name, accept_licence=True, progress=progress)
+            acquisition.download(name, build_network, accept_licence=True, progress=progress)
         require(name, settings.encoder_layers)
     if settings.anatomy:
         if download and settings.anatomy in anatomy_names():
-            store.download(settings.anatomy, accept_licence=True, progress=progress)
+            acquisition.download(settings.anatomy, build_network, accept_licence=True, progress=progress)
         require_anatomy(settings.anatomy)
 
 
@@ -326,6 +330,7 @@ def _deform(
     device: torch.device,
     progress: Progress,
     cache: Cache,
+    on_prepared: Callable[[Pair], None],
 ) -> tuple[Pair, Deformation, list[str]]:
     """Both images on the working grid, the deformation between them, and warnings.
 
@@ -340,6 +345,7 @@ def _deform(
             key = ("pair", content, wanted, voxels)
             pair = cache.get(key, lambda: prepare_pair(ahead, linear, settings, voxels, *guided))
         try:
+            on_prepared(pair)
             with progress.stage("deform", 0.65):
                 return pair, deform(pair, settings, device, progress, cache, preview)
         except (MemoryError, RuntimeError) as error:

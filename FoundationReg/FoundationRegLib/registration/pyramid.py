@@ -146,9 +146,10 @@ class FeaturePyramid:
     def _features(self, name: str, factor: int) -> tuple[Tensor, Tensor]:
         if name in self.rasters:
             return tuple(resample_features(raster, self.grid(factor), self.device) for raster in self.rasters[name])
+        if factor > 1:
+            # Descriptors of the fine image, averaged, tell more than those of a coarse image.
+            finer = METHOD.node_factor if factor > METHOD.node_factor and factor % METHOD.node_factor == 0 else 1
+            return tuple(self.pooled(features, factor // finer) for features in self.features(name, finer))
         encoder = load_encoder(name, str(self.device))
-        if factor <= METHOD.node_factor:
-            images = (self.pooled(image, factor) for image in (self.pair.fixed, self.pair.moving))
-            return tuple(encoder(image[None, None])[0] for image in images)
-        # Descriptors of the fine image, averaged, tell more than those of a coarse image.
-        return tuple(self.pooled(features, factor) for features in self.features(name, 1))
+        images = (self.pooled(image, 1) for image in (self.pair.fixed, self.pair.moving))
+        return tuple(encoder(image[None, None])[0] for image in images)

@@ -41,6 +41,8 @@ def device_text(answer: dict) -> str:
         text += _(", {memory:.1f} GB free").format(memory=answer["memory"] / 1e9)
     elif answer.get("device") == "cpu":
         text += _(", {threads} threads").format(threads=answer.get("threads"))
+        if answer.get("compiled_kernels") == "none":
+            text += _(", without compiled kernels (about half as fast)")
     if answer.get("problem"):
         text += _(". The graphics card cannot be used ({problem}); see the PyTorch Utils module.").format(
             problem=answer["problem"]

@@ -96,14 +96,6 @@ def chain_between(source, target) -> vtk.vtkGeneralTransform:
     return general
 
 
-def fixed_to_moving(fixed, moving, initial=None) -> vtk.vtkGeneralTransform:
-    """RAS transform from fixed to moving local coordinates as the scene has it, before any registration.
-
-    ``initial``: transform node under which the moving volume is thought to lie instead of its own parent.
-    """
-    return chain_between(fixed.GetParentTransformNode(), initial or moving.GetParentTransformNode())
-
-
 def transform_points(transform: vtk.vtkAbstractTransform, points: np.ndarray) -> np.ndarray:
     """RAS points (N, 3) taken through a VTK transform."""
     source, target = vtk.vtkPoints(), vtk.vtkPoints()
