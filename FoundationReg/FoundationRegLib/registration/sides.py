@@ -9,10 +9,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..core.constants import METHOD
-from ..images.conversion import default_background, grid_of, image_from_array
+from ..images.conversion import grid_of, image_from_array
 from ..images.morphology import grown
 from ..images.preprocessing import Kind, foreground_mask, intensity_kind, scale_intensity
-from ..images.resampling import binned, resample_to_grid
+from ..images.resampling import resample_to_grid
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def prepare(
     grid = grid_of(image)
     spacing = max(float(grid.spacing.min()), float(np.cbrt(np.prod(grid.extent) / METHOD.linear_voxels)))
     coarse = grid.with_spacing(spacing)
-    # Of blocks up to half as large, the centres of all coarse voxels lie within the whole ones.
-    array = resample_to_grid(binned(image, coarse, 0.5), coarse, background=default_background(image))
+    array = resample_to_grid(image, coarse)
     kind = kind or intensity_kind(image)
     body = foreground_mask(array, kind, coarse.spacing)
     region = grown(body, METHOD.linear_margin_mm, coarse.spacing)
