@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-gelu_ = torch._C._nn.gelu_
+# In place, which torch.nn.functional does not offer.
+gelu_ = torch.ops.aten.gelu_
 
 # Numbers that oneDNN multiplies on every such processor.
 _TYPES = (torch.float32, torch.bfloat16)
