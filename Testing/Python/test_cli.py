@@ -157,8 +157,8 @@ def test_interrupted_process_ends_with_130_and_leaves_nothing(pair):
 def test_a_process_says_everything_before_it_ends_at_once(pair):
     command = [sys.executable, "-m", "FoundationRegLib.app.cli", "register", str(pair / "fixed.nii.gz")]
     more = ["--transform", str(pair / "t.h5"), "--set", "deformable=false", "--set", "start=none", "--no-affine"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    run = partial(subprocess.run, capture_output=True, text=True, timeout=300, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "PYTHONIOENCODING": "utf-8"}
+    run = partial(subprocess.run, capture_output=True, encoding="utf-8", timeout=300, env=environment)
     done = run([*command, str(pair / "moving.nii.gz"), *more])
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("t.h5") and (pair / "t.h5").stat().st_size > 1000
