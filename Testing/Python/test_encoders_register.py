@@ -89,7 +89,7 @@ def test_another_weight_is_searched_with_at_once(pair):
         points = made.grid.points(np.moveaxis(np.indices(made.grid.shape), 0, -1))
         body = np.linalg.norm(points, axis=-1) < 20
         misses.append(np.linalg.norm(made.displacement[body] - SHIFT, axis=-1).mean())
-    assert misses[0] < 4 and misses[-1] < misses[0], misses
+    assert misses[0] < 5 and misses[-1] < misses[0], misses
 
 
 def test_layers_normalisation_and_precision_are_those_of_the_settings(pair):

@@ -87,15 +87,16 @@ def deform(
             field_mm, inconsistency = searched(pyramid, progress)
         if on_field:
             nodes = pyramid.grid(search_factor(settings, pair.grid.spacing[0]))
-            on_field("search", _displacement(field_mm, nodes, settings), nodes)
+            on_field("search", displacement_of(field_mm, nodes, settings), nodes)
     with progress.stage("refine", 0.4):
         field_mm, losses, grey = _refine(pyramid, field_mm, progress, on_field)
-    displacement = _displacement(resize(field_mm, grid.shape), grid, settings)
+    displacement = displacement_of(resize(field_mm, grid.shape), grid, settings)
     uncertainty = _uncertainty(pyramid, displacement, inconsistency, grey)
     return Deformation(displacement, grid, losses, rasters, hashes, uncertainty, grey, pyramid)
 
 
-def _displacement(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
+def displacement_of(field_mm: Tensor, grid: Grid, settings: Settings) -> Tensor:
+    """The displacement in mm of what is refined: a velocity on ``grid``, or the displacement itself."""
     return exponential(field_mm, grid.spacing) if settings.diffeomorphic else field_mm
 
 
@@ -180,7 +181,7 @@ def refine_level(
     def on_iteration(iteration: int, current: Tensor, loss: float) -> bool:
         progress.update((iteration + 1) / settings.iterations)
         if on_field and progress.wants_previews:
-            on_field("refine", _displacement(current, node_grid, settings), node_grid)
+            on_field("refine", displacement_of(current, node_grid, settings), node_grid)
         return progress.finish_early()
 
     if settings.optimizer == "adam":
@@ -225,7 +226,7 @@ def _grey_weights(pyramid: FeaturePyramid, field_mm: Tensor, before: tuple[float
     """
     factor, settings = METHOD.node_factor, pyramid.settings
     shape = pyramid.mask("fixed", factor).shape
-    displacement = resize(_displacement(field_mm, pyramid.grid_like(field_mm), settings), shape)
+    displacement = resize(displacement_of(field_mm, pyramid.grid_like(field_mm), settings), shape)
     spacing = (pyramid.spacing(factor),) * 3
     weight = pyramid.mask("fixed", factor) * warp(pyramid.mask("moving", factor)[None], displacement, spacing)[0]
 

@@ -6,7 +6,7 @@ All transforms map fixed to moving points in LPS mm.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -179,8 +179,8 @@ class DescriptorPair:
     def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
         """The best place; where neither it nor ``sure`` is a convincing match, the moving image is turned as well.
 
-        First by right angles, and if that does not convince either, from the best of them on by `METHOD.slant` degrees
-        about every axis and then by half of that, on a coarser lattice.
+        First by right angles, and if that does not convince either, by `METHOD.slant` degrees about every axis, from
+        upright and from the best of them on, and then by half of that; on a coarser lattice.
         """
         upright = self.upright
         if max(sure, upright.score if upright else 0.0) >= METHOD.sure_match:
@@ -190,19 +190,23 @@ class DescriptorPair:
         describe = partial(self._describe, coarser=METHOD.turned_spacing, mirrored=True)
         still, best, bar = describe(fixed), np.eye(3), 0.0
 
-        def improve(turns: Iterable[np.ndarray], margin: float) -> None:
+        def tried(turn: np.ndarray) -> float:
+            progress.check()
+            return max((fit.score for fit in block_matching.search(still, describe(moving, turn), 1)), default=0.0)
+
+        def improve(turns: Sequence[np.ndarray], margin: float) -> None:
             nonlocal best, bar
-            for turn in turns:
-                progress.check()
-                for fit in block_matching.search(still, describe(moving, turn), 1):
-                    # The first is upright.
-                    if fit.score > (margin if bar else 1.0) * bar:
-                        best, bar = turn, fit.score
+            for turn, score in zip(turns, each(tried, turns), strict=True):
+                # The first is upright.
+                if score > (margin if bar else 1.0) * bar:
+                    best, bar = turn, score
 
         improve(block_matching.right_angles(), METHOD.clear_gain)
         if max(sure, bar) < METHOD.sure_match:
             straight = best
-            improve(block_matching.slants(best, METHOD.slant), METHOD.clear_gain)
+            # One right angle of 24 may match best by chance.
+            for turn in (np.eye(3), straight)[: 1 if np.allclose(straight, np.eye(3)) else 2]:
+                improve(block_matching.slants(turn, METHOD.slant), METHOD.clear_gain)
             if best is not straight:
                 improve(block_matching.slants(best, METHOD.slant / 2, about=1), 1.0)
         if np.allclose(best, np.eye(3)):

@@ -16,7 +16,7 @@ import torch
 from ..core.cache import Cache
 from ..core.progress import Progress
 from ..settings import Settings
-from .deformable import Deformation, FieldObserver, refine_level, searched
+from .deformable import Deformation, FieldObserver, displacement_of, refine_level, searched
 from .encoding import is_mind
 from .inputs import Inputs
 from .pair import Pair
@@ -74,5 +74,6 @@ def look_ahead(
         ):
             return
         field_mm, _ = searched(pyramid, quiet)
-        on_field("search", field_mm, pyramid.grid_like(field_mm))
+        nodes = pyramid.grid_like(field_mm)
+        on_field("search", displacement_of(field_mm, nodes, settings), nodes)
     refine_level(pyramid, max(before.settings.levels), field_mm, grey, quiet, on_field)
