@@ -20,7 +20,8 @@ def content_hash(*values: Any) -> str:
     digest = hashlib.sha256()
     for value in values:
         if isinstance(value, sitk.Image):
-            digest.update(_image_content(value))
+            for part in _image_parts(value):
+                digest.update(part)
         elif isinstance(value, sitk.Transform):
             digest.update(_transform_content(value))
         elif isinstance(value, np.ndarray):
@@ -31,9 +32,10 @@ def content_hash(*values: Any) -> str:
     return digest.hexdigest()
 
 
-def _image_content(image: sitk.Image) -> bytes:
+def _image_parts(image: sitk.Image) -> tuple[bytes, np.ndarray]:
+    """Geometry and voxels; the second is a view on them, since they may take gigabytes."""
     geometry = repr((image.GetSize(), image.GetPixelIDValue())).encode() + grid_of(image).affine.tobytes()
-    return geometry + np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()
+    return geometry, np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).reshape(-1).view(np.uint8)
 
 
 def _transform_content(transform: sitk.Transform) -> bytes:
@@ -44,7 +46,7 @@ def _transform_content(transform: sitk.Transform) -> bytes:
         parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
         return b"(" + b"|".join(_transform_content(part) for part in parts) + b")"
     if kind == "DisplacementFieldTransform":
-        return _image_content(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
+        return b"".join(_image_parts(sitk.DisplacementFieldTransform(transform).GetDisplacementField()))
     return repr((kind, transform.GetParameters(), transform.GetFixedParameters())).encode()
 
 

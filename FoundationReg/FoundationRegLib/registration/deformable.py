@@ -129,10 +129,11 @@ def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor
     )
     radius = max(1, round(settings.search_range_mm / (factor * spacing)))
     room = search_room(settings, pyramid.device, int(np.prod(pyramid.pair.grid.shape)))
-    fields = []
+    fields, kept = [], []
     for a, b, side in ((fixed, moving, "fixed"), (moving, fixed, "moving")):
         with progress.stage("search", 0.5):
-            fields.append(search(a, b, pyramid.mask(side, factor), radius, room, progress.check))
+            fields.append(search(a, b, pyramid.mask(side, factor), radius, room, progress.check, kept))
+    del kept
     forward, backward = fields
     inconsistency = compose(backward, forward, (1.0, 1.0, 1.0)).norm(dim=0) * (factor * spacing)
     field_mm = inverse_consistent(forward, backward) * (factor * spacing)

@@ -152,7 +152,8 @@ def register(
                 on_found(result)
             compared = partial(Similarity, inputs.fixed, inputs.moving, inputs.fixed_mask)
             compare = partial(cache.get, ("compared", images, masks), compared)
-            measure(result, inputs, deformation, settings, progress, compare)
+            known = cache.get(("scores", images, masks, content_hash(result.linear)), dict)
+            measure(result, inputs, deformation, settings, progress, compare, known)
         forecast.learn(progress)
         result.record["seconds"] = {name: round(seconds, 3) for name, seconds in progress.seconds.items()}
         return result
