@@ -328,6 +328,33 @@ def test_the_command_line_registers_by_boxes_and_writes_their_masks(without_weig
     np.testing.assert_allclose(transform.TransformPoint((0.0, 0.0, 0.0)), shift, atol=3.0)
 
 
+def test_the_command_line_takes_masks_that_a_person_corrected(tmp_path, monkeypatch, capsys):
+    """In place of boxes and of the weights that would segment them; on the other side a box may stay."""
+    images, corners, eggs = egg_pair(np.array([18.0, 0, 0]))
+    files = {"fixed": images[0], "moving": images[1], "egg0": eggs[0], "egg1": eggs[1]}
+    for name, image in files.items():
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    command = ["register", *(str(tmp_path / f"{side}.nii.gz") for side in ("fixed", "moving")), "-e", "mind"]
+    for item in ("levels=2", "iterations=4", "search_range_mm=0"):
+        command += ["--set", item]
+    command += ["-o", str(tmp_path / "out"), "--fixed-box-mask", str(tmp_path / "egg0.nii.gz")]
+    assert cli.main(command) == 2 and "--moving-box-mask" in capsys.readouterr().err
+    assert cli.main([*command, "--moving-box-mask", str(tmp_path / "none.nii.gz")]) == 2
+    assert "The box mask of the moving image" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    needed = []
+    monkeypatch.setattr(commands, "require_encoders", lambda *given: needed.append(given[-1]))
+    assert cli.main([*command, "--moving-box-mask", str(tmp_path / "egg1.nii.gz")]) == 0
+    transform = sitk.ReadTransform(str(tmp_path / "out" / "transform.h5"))
+    assert boxes.overlap(*eggs, transform) > 0.9
+    written = sitk.ReadImage(str(tmp_path / "out" / "fixed_box_mask.nii.gz"))
+    assert (sitk.GetArrayViewFromImage(written) == sitk.GetArrayViewFromImage(eggs[0])).all()
+    monkeypatch.setattr(boxes.store, "require", lambda item: None)
+    monkeypatch.setattr(pipeline, "_segment", lambda *_: pytest.fail("here the work begins"))
+    with pytest.raises(pytest.fail.Exception, match="the work begins"):
+        cli.main([*command, "--moving-box", *(str(x) for x in (corners + np.array([18.0, 0, 0])).ravel())])
+    assert needed == [[], ["medsam-lite"]]
+
+
 def test_features_are_shown_in_the_report_though_they_took_no_part(tmp_path, monkeypatch):
     from box_worker import Textures
 

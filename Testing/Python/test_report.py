@@ -178,7 +178,7 @@ def test_uncertainty_is_shown_when_there_is_one(result):
     from dataclasses import replace
 
     with_map = replace(result, uncertainty=sitk.Abs(result.fixed) + 1.0)
-    assert "Estimated error" in report.render(with_map)
+    assert "Estimated error (relative)" in report.render(with_map)
 
 
 def test_a_bare_result_can_be_shown_too(result):

@@ -5,6 +5,8 @@ import pytest
 import SimpleITK as sitk
 from conftest import Phantom, make_grid
 from FoundationRegLib.images.conversion import image_from_array
+from FoundationRegLib.numerics.agreement import Agreement, shifted
+from FoundationRegLib.numerics.filters import smooth
 from FoundationRegLib.registration import linear, trust
 from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.settings import Settings
@@ -47,6 +49,31 @@ def score(witness, transform):
     return trust.failure_score(witness.evidence(transform))
 
 
+def test_the_pull_is_the_shift_that_both_searches_find():
+    """Smooth random features: in place, a node off, a node off in one half only, and unrelated."""
+    generator = torch.Generator().manual_seed(2)
+
+    def features():
+        values = torch.randn(6, 20, 22, 24, generator=generator)
+        for _ in range(2):
+            values = smooth(values)
+        return values / values.std()
+
+    still, weight = features(), torch.ones(20, 22, 24)
+    moved = shifted(still, (0, 0, 1))
+    half = torch.where(torch.arange(22).reshape(1, 1, -1, 1) < 11, still, moved)
+    found = [Agreement(still, other, weight, weight).pull() for other in (still, moved, half, features())]
+    assert found[0] < 0.01 and found[1] == pytest.approx(1, abs=0.15)
+    assert found[2] > 0.7 and found[3] < 0.5
+    assert Agreement(still, moved, weight, 0 * weight).pull() == 2
+
+
+def test_what_the_moving_image_lacks_is_told():
+    whole, part = (trust.Trust(0.1, evidence={"covered": share}) for share in (0.9, 0.36))
+    assert trust.warnings_of(whole) == []
+    assert "only 36% of the fixed body" in trust.warnings_of(part)[0]
+
+
 def test_right_looks_right_and_wrong_looks_wrong(witness):
     right = score(witness, shift(TRUTH))
     assert trust.Trust(right).verdict == "right" and right < 0.2
@@ -60,6 +87,17 @@ def test_right_looks_right_and_wrong_looks_wrong(witness):
 def test_the_score_grows_with_the_error(witness):
     scores = [score(witness, shift(TRUTH + np.array([mm, 0, 0]))) for mm in (0, 2, 5, 8)]
     assert scores == sorted(scores)
+
+
+def test_one_side_that_is_off_is_seen(witness):
+    """The rest, which is right, hides it from a mean: half of the body, 10 mm off."""
+    grid = make_grid((24, 26, 24), (6.0, 5.0, 5.0))
+    side = 1 / (1 + np.exp(-grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))[..., :1] / 5))
+    field = image_from_array(TRUTH + side * np.array([0.0, 10, 0]), grid)
+    half = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    right, wrong = (witness.evidence(transform) for transform in (shift(TRUTH), half))
+    assert right["pull"] < 0.4 and wrong["pull"] > 1
+    assert trust.failure_score(wrong) > trust.failure_score(right) + 0.3
 
 
 def test_a_mirrored_phantom_looks_wrong_and_is_reported(phantom, fixed):

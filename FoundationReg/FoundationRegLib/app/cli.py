@@ -35,6 +35,8 @@ FILE_ROLES = {
     "moving_labels": "labels of the moving image",
     "fixed_points": "points of the fixed image",
     "moving_points": "points of the moving image",
+    "fixed_box_mask": "box mask of the fixed image",
+    "moving_box_mask": "box mask of the moving image",
     "initial_transform": "initial transform",
     "transform_file": "transform",
     "input": "input",
@@ -221,6 +223,12 @@ def _add_register(commands) -> None:
             metavar=("X", "Y", "Z", "X2", "Y2", "Z2"),
             help=f"two opposite corners, LPS mm, of a box around an organ in the {side} image; what both boxes hold "
             "is segmented and guides",
+        )
+        guides.add_argument(
+            f"--{side}-box-mask",
+            metavar="FILE",
+            help=f"what the {side} box holds (not 0), such as the {side}_box_mask.nii.gz of an earlier run that you "
+            "corrected; guides as it is, and that side needs no box",
         )
     for what in ("labels", "points"):
         guides.add_argument(f"--guide-with-{what}", action="store_true", help=f"search with the {what} too")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.formats import WRITABLE_IMAGE_SUFFIXES, WRITABLE_TRANSFORM_SUFFIXES
 from ..errors import InputError
-from .cli import FILE_ROLES
+from .cli import FILE_ROLES, IMAGE_ROLES
 from .encoder_commands import require_encoders
 from .loading import uncollected
 from .result_files import RESULT_FILES, plain, write_results
@@ -23,7 +23,7 @@ POINT_FILES = (".csv", ".fcsv", ".json")
 
 READ = (
     *("initial_transform", "fixed_mask", "moving_mask", "exclude_fixed", "exclude_moving"),
-    *("fixed_labels", "moving_labels", "fixed_points", "moving_points"),
+    *("fixed_labels", "moving_labels", "fixed_points", "moving_points", "fixed_box_mask", "moving_box_mask"),
 )
 GUIDES = ("guide_with_labels", "guide_with_points", "fixed_box", "moving_box")
 
@@ -41,8 +41,11 @@ def register(args: argparse.Namespace) -> None:
     for what in ("labels", "points"):
         if getattr(args, f"guide_with_{what}") and not getattr(args, f"fixed_{what}"):
             raise InputError(f"To guide with {what}, give --fixed-{what} and --moving-{what}.")
-    if bool(args.fixed_box) != bool(args.moving_box):
-        raise InputError("Give --fixed-box and --moving-box around the same organ, or none of the two.")
+    if has_box(args, "fixed") != has_box(args, "moving"):
+        raise InputError(
+            "Give --fixed-box and --moving-box around the same organ, or none of the two; in place of either, "
+            "--fixed-box-mask or --moving-box-mask."
+        )
     require_separate_files(args, single_files, args.output)
     settings = chosen_settings(args)
     require_encoders(settings, args.download, args.trust_model, args.quiet, needed_besides(args, settings))
@@ -89,7 +92,13 @@ def needed_besides(args: argparse.Namespace, settings) -> list[str]:
     """Encoders that only boxes or ``--features`` need. Raises `InputError` where features cannot be shown."""
     if args.features and not settings.deformable:
         raise InputError("--features needs the deformable stage; leave out deformable=false.")
-    return [*args.features, *(["medsam-lite"] if args.fixed_box else [])]
+    segmented = any(getattr(args, f"{side}_box") and not getattr(args, f"{side}_box_mask") for side in IMAGE_ROLES)
+    return [*args.features, *(["medsam-lite"] if segmented else [])]
+
+
+def has_box(args: argparse.Namespace, side: str) -> bool:
+    """Whether it is said what of the image ``side`` guides, by a box or by the mask of what one holds."""
+    return bool(getattr(args, f"{side}_box") or getattr(args, f"{side}_box_mask"))
 
 
 def show_features(result, encoders: list[str], progress) -> None:

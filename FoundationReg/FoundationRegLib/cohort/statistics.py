@@ -38,7 +38,7 @@ METRICS = (
     Metric("hd95_mm", "HD95", "mm", 2, -1, 0.1),
     Metric("nmi", "NMI", "", 3, 1, 0.002),
     Metric("inverse_consistency_mm", "Inverse consistency", "mm", 2, -1, 0.1),
-    Metric("uncertainty_mm", "Estimated error", "mm", 2, -1, 0.1),
+    Metric("uncertainty_mm", "Estimated error (relative)", "mm", 2, -1, 0.1),
     Metric("folded_percent", "Folded", "%", 3, 0),
     Metric("sd_log_jacobian", "SD log Jacobian", "", 3, 0),
     Metric("seconds", "Time", "s", 1, 0),

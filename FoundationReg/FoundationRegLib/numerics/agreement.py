@@ -23,8 +23,10 @@ Step = tuple[int, int, int]
 NEAR, FAR = 1, 4
 # Boxes of 3 nodes that blur a neighbourhood, and every how many nodes one is looked at.
 _BLURS, _EVERY = 6, 4
-# Nodes, of twice the size, by which neighbourhoods are matched again.
-_REACH = 3
+# Nodes, of twice the size, by which neighbourhoods are matched again; and of the lattice itself, for what is left.
+_REACH, _NEAR_REACH = 3, 2
+# Boxes of 3 nodes over which what neighbourhoods want is averaged.
+_PARTS = 3
 
 
 def edge_orientation(image: Tensor, softness: float = 0.5) -> Tensor:
@@ -131,11 +133,29 @@ class Agreement:
         shared = F.avg_pool3d((self._weights[0] * self._weights[1])[None], 2)[0]
         if float(shared.sum()) < 1:
             return float(_REACH), float(_REACH)
-        offsets = candidates(tuple(min(_REACH, n - 1) for n in shared.shape))
-        there = coupled_convex(cost_volume(fixed, moving, offsets, shared), offsets, shared)
-        back = coupled_convex(cost_volume(moving, fixed, offsets, shared), offsets, shared)
+        there, back = _matched(fixed, moving, shared, _REACH)
         lengths = [field.norm(dim=0) for field in (there, compose(back, there, (1.0, 1.0, 1.0)))]
         return tuple(float((length * shared).sum() / shared.sum()) for length in lengths)
+
+    def pull(self) -> float:
+        """Nodes, up to 2, by which a quarter of the image would rather lie elsewhere: the third quartile, over parts
+        of the body, of the displacement that discrete searches forth and back agree upon, less what they miss their way
+        back by.
+
+        Noise makes each search want something, but not both the same; an error of a node or less does. A mean over
+        everything would hide a part that is off.
+        """
+        shared = self._weights[0] * self._weights[1]
+        if float(shared.sum()) < 8:
+            return float(_NEAR_REACH)
+        there, back = _matched(self._fixed, self._moving, shared, _NEAR_REACH)
+        missed = compose(back, there, (1.0, 1.0, 1.0)).norm(dim=0)
+        shown = smooth(smooth(self._energies[0] * shared)) * (shared > 0)
+        parts = torch.cat([(there - back) / 2 * shown, (missed * shown)[None], shown[None]])
+        for _ in range(_PARTS):
+            parts = smooth(parts)
+        parts = parts[:4] / parts[4].clamp_min(1e-9)
+        return _quantile((parts[:3].norm(dim=0) - parts[3]).clamp_min(0), shown, 0.75)
 
     def _products(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """At every node: the product of both features, and the squares of each, where both mean something."""
@@ -150,3 +170,18 @@ class Agreement:
             parts = smooth(parts)
         both, fixed, moving = parts[:, ::_EVERY, ::_EVERY, ::_EVERY]
         return both / (fixed * moving).sqrt().clamp_min(1e-6), fixed
+
+
+def _matched(fixed: Tensor, moving: Tensor, shared: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Displacements (3, D, H, W) in nodes, at most ``reach``, that take either side to the other."""
+    offsets = candidates(tuple(min(reach, n - 1) for n in shared.shape))
+    sides = ((fixed, moving), (moving, fixed))
+    return tuple(coupled_convex(cost_volume(*pair, offsets, shared), offsets, shared) for pair in sides)
+
+
+def _quantile(values: Tensor, weight: Tensor, share: float) -> float:
+    """The least of ``values`` that ``share`` of the ``weight`` (both D, H, W) does not exceed."""
+    values, weight = values[weight > 0], weight[weight > 0]
+    order = values.argsort()
+    below = weight[order].cumsum(0) / weight.sum()
+    return float(values[order[min(int((below < share).sum()), len(order) - 1)]])

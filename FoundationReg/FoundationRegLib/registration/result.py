@@ -47,7 +47,7 @@ class Registration:
     ``record``: settings, versions, weights' hashes, seed, device, seconds per stage, warnings.
     ``loss``: loss per iteration by refinement level. ``features``: encoder id (or the name of your own model's
     file) -> {"fixed", "moving"} -> uint8 RGB (z, y, x, 3) on ``feature_grid``: the first three principal components.
-    ``uncertainty``: error estimate in mm.
+    ``uncertainty``: error estimate in mm, which is relative: it ranks places and is no confidence interval.
     ``quality``: one plain sentence for the user. ``trust``: the failure score, and which candidate the result is.
     ``regions``: what an anatomy network predicted in both images. ``box_masks``: what was segmented in the user's boxes
     in the fixed and the moving image, each on its image's lattice.

@@ -92,5 +92,5 @@ def probe_text(answer: dict) -> str:
     )
     error = answer.get("expected_error_mm")
     if error is not None and error == error:
-        text += _("; expected error {error:.1f} mm").format(error=error)
+        text += _("; expected error about {error:.1f} mm (relative)").format(error=error)
     return text + "."

@@ -54,7 +54,7 @@ class ReviewMode(enum.Enum):
             "checkerboard": _("Checkerboard"),
             "difference": _("Difference"),
             "jacobian": _("Jacobian (growth and shrinkage)"),
-            "uncertainty": _("Uncertainty (likely error)"),
+            "uncertainty": _("Uncertainty (likely error, relative)"),
         }[self.value]
 
 

@@ -273,7 +273,7 @@ def set_jacobian(node, determinant: np.ndarray, grid: Grid, parent=None) -> None
 
 
 def set_uncertainty(node, millimetres: np.ndarray, grid: Grid, parent=None) -> None:
-    """Put the likely error (z, y, x) in mm into a volume node, coloured from its least to its most."""
+    """Put the likely error (z, y, x), in mm that are relative, into a volume node, coloured from least to most."""
     fill_volume(node, millimetres.astype(np.float32), grid, parent)
     low, high = np.percentile(millimetres, (2, 98))
     show_over_white(node, uncertainty_colors(np.linspace(0, 1, 256)), float(low), float(max(high, low + 0.1)))
