@@ -136,7 +136,7 @@ def test_the_pace_of_this_computer_is_learnt_and_a_broken_file_is_none(tmp_path,
     pace.Pace(cpu).learn(expected, {"search": 2.0})  # cannot be kept, and nobody is bothered
 
 
-def test_a_small_body_in_a_wide_frame_is_foreseen_to_take_less_once_it_is_found(tmp_path):
+def test_a_small_body_in_a_wide_frame_is_foreseen_to_take_less_once_it_is_found(tmp_path, monkeypatch):
     import numpy as np
     from fakes import blob_image
     from FoundationRegLib.core.grid import Grid
@@ -145,6 +145,7 @@ def test_a_small_body_in_a_wide_frame_is_foreseen_to_take_less_once_it_is_found(
     from FoundationRegLib.registration.pair import Pair
     from FoundationRegLib.settings import Settings
 
+    monkeypatch.setenv("FOUNDATIONREG_CACHE", str(tmp_path))
     image, settings, cpu = blob_image((64, 64, 64), (1.0, 1.0, 1.0)), Settings(), torch.device("cpu")
     inputs = Inputs(fixed=image, moving=image)
     forecast, progress = Forecast(inputs, settings, cpu), Progress()
