@@ -134,10 +134,11 @@ def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor
     fixed, moving = _search_features(pyramid, factor)
     radius = max(1, round(settings.search_range_mm / pyramid.spacing(factor)))
     room = search_room(settings, pyramid.device, int(np.prod(pyramid.pair.grid.shape)))
-    fields = []
+    fields, kept = [], []
     for a, b, side in ((fixed, moving, "fixed"), (moving, fixed, "moving")):
         with progress.stage("search", 0.5):
-            fields.append(search(a, b, pyramid.mask(side, factor), radius, room, progress.check))
+            fields.append(search(a, b, pyramid.mask(side, factor), radius, room, progress.check, kept))
+    del kept
     return _reconciled(pyramid, factor, *fields)
 
 
@@ -150,10 +151,10 @@ def _search_around(pyramid: FeaturePyramid, velocity: Tensor, progress: Progress
     radius = max(1, round(METHOD.second_reach_mm / spacing))
     room = search_room(pyramid.settings, pyramid.device, int(np.prod(pyramid.pair.grid.shape)))
     velocity = resize(velocity, fixed.shape[1:]) / spacing
-    fields = []
+    fields, kept = [], []
     for sign, a, b, side in ((1, fixed, moving, "fixed"), (-1, moving, fixed, "moving")):
         flow = exponential(sign * velocity, step)
-        rest = search(a, warp(b, flow, step), pyramid.mask(side, factor), radius, room, progress.check)
+        rest = search(a, warp(b, flow, step), pyramid.mask(side, factor), radius, room, progress.check, kept)
         fields.append(compose(flow, rest, step))
     return _reconciled(pyramid, factor, *fields)[0]
 
