@@ -2,7 +2,11 @@
 
 import sys
 
-from .app.worker import main
+from .core.threads import calm_threads
+
+calm_threads()
+
+from .app.worker import main  # noqa: E402 (loads numpy)
 
 if __name__ == "__main__":
     sys.exit(main())

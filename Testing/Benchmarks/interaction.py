@@ -26,12 +26,13 @@ import time
 from pathlib import Path
 
 from _common import RESULTS, html_page, html_table, machine, shown, today, versions, write_rows, write_text
+from FoundationRegLib.core.threads import calm_threads
 
 
 def main() -> int:
     args = arguments()
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    calm_threads()
     rows = measured(tuple(args.shape), args.encoders, args.threads)
     for row in rows:
         print(f"{row['what']:34} {row['seconds']:8.2f} s {row['cpu_seconds']:8.2f} s CPU   {row['note']}")

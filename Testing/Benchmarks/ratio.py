@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 
@@ -31,7 +32,9 @@ PEER = "convexAdam"
 def main() -> int:
     args = arguments()
     if args.run:
-        print(json.dumps(measured(args.run, *args.case, args.device, args.threads)))
+        print(json.dumps(measured(args.run, *args.case, args.device, args.threads)), flush=True)
+        if args.run != PEER:
+            os._exit(0)  # as the command line ends
         return 0
     methods = args.methods + [PEER] * (util.find_spec(PEER) is not None)
     if PEER not in methods:
@@ -109,26 +112,22 @@ def measured(method: str, fixed: Path, moving: Path, device: str, threads: int) 
 
 def run_own(method: str, fixed: Path, moving: Path, device: str, threads: int, transform: Path) -> dict:
     """The command line of FoundationReg, and how busy the cores were."""
-    # As the command line says itself; but here torch is there before it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from FoundationRegLib.app import cli
-    from FoundationRegLib.registration import pipeline
+    from FoundationRegLib.core.progress import Progress
     from FoundationRegLib.settings import preset_names
 
     what = ["--preset", method] if method in preset_names() else ["--set", f"encoders={method}"]
-    counted = {}
+    counted, stage = {}, Progress.stage
 
-    def timed(function):
-        def wrapped(*arguments, **options):
-            began, used = time.perf_counter(), time.process_time()
-            try:
-                return function(*arguments, **options)
-            finally:
-                counted["busy"] = round((time.process_time() - used) / (time.perf_counter() - began), 2)
+    @contextmanager
+    def timed(self, name, *arguments, **options):
+        began, used = time.perf_counter(), time.process_time()
+        with stage(self, name, *arguments, **options) as progress:
+            yield progress
+        if name == "register":
+            counted["busy"] = round((time.process_time() - used) / (time.perf_counter() - began), 2)
 
-        return wrapped
-
-    pipeline.register = timed(pipeline.register)
+    Progress.stage = timed
     common = ["--device", device, "--set", f"threads={threads}", "--transform", str(transform), "--quiet"]
     status = cli.main(["register", str(fixed), str(moving), *what, *common])
     if status:

@@ -8,6 +8,7 @@ import sys
 
 # Before torch is loaded: threads that spin while they wait make small volumes slow on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

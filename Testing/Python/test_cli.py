@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,15 @@ def test_interrupted_process_ends_with_130_and_leaves_nothing(pair):
     assert "cancelled" in process.stderr.read() and not (pair / "out").exists()
     process.stdout.close()
     process.stderr.close()
+
+
+def test_a_process_says_everything_before_it_ends_at_once(pair):
+    command = [sys.executable, "-m", "FoundationRegLib.app.cli", "register", str(pair / "fixed.nii.gz")]
+    more = ["--transform", str(pair / "t.h5"), "--set", "deformable=false", "--set", "start=none", "--no-affine"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "PYTHONIOENCODING": "utf-8"}
+    run = partial(subprocess.run, capture_output=True, encoding="utf-8", timeout=300, env=environment)
+    done = run([*command, str(pair / "moving.nii.gz"), *more])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("t.h5") and (pair / "t.h5").stat().st_size > 1000
+    refused = run([*command, str(pair / "nothing.nii.gz"), *more])
+    assert refused.returncode == 2 and "does not exist" in refused.stderr

@@ -53,9 +53,9 @@ def test_correlation_at_every_shift_equals_the_sum_over_the_overlap():
         for shape in ((4, 5, 3), (6, 4, 5))
     ]
     sides = [co.Description(s.features * s.weight, s.weight, s.grid) for s in sides]
-    score, overlap = co.correlate(*sides)
+    score, overlap, first = co.correlate(*sides)
     fixed, moving = sides
-    z, y, x = 1, -1, 2
+    z, y, x = np.array((1, -1, 2)) - first
     # Fixed index n meets moving index n + shift.
     a = (slice(0, 4), slice(1, 5), slice(0, 3))
     b = (slice(1, 5), slice(0, 4), slice(2, 5))

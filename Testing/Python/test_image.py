@@ -169,6 +169,23 @@ def test_antialiasing_keeps_what_the_coarse_grid_can_show_and_drops_the_rest():
     assert set(np.unique(resampling.resample_to_grid(labels, coarse, interpolator="nearest"))) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_blocks_of_voxels_stay_where_they_are_also_where_the_last_is_not_full(share):
+    fine = make_grid((23, 41, 31), (1.0, 0.5, 0.75), turn=(10, -20, 30), flip=(1,))
+    coarse = fine.with_spacing(3.0)
+    slope = np.array([0.3, -0.2, 0.1])
+    points = fine.points(np.moveaxis(np.indices(fine.shape), 0, -1))
+    blocks = resampling.binned(conversion.image_from_array((points @ slope).astype(np.float32), fine), coarse, share)
+    made = conversion.grid_of(blocks)
+    assert made.shape == ((8, 7, 8) if share == 1 else (23, 14, 16))
+    expected = made.points(np.moveaxis(np.indices(made.shape), 0, -1)) @ slope
+    inner = (slice(None, -1),) * 3
+    np.testing.assert_allclose(sitk.GetArrayFromImage(blocks)[inner], expected[inner], atol=1e-4)
+    flat = conversion.image_from_array(np.full(fine.shape, 7, np.int16), fine)
+    values = resampling.resample_to_grid(flat, coarse, background=0.0)
+    assert values[resampling.validity(flat, coarse)] == pytest.approx(7, abs=1e-4)
+
+
 def test_field_image_and_displacement_undo_each_other_and_point_in_space(grid):
     u = np.zeros((3, *grid.shape), np.float32)
     u[1] = 2.0

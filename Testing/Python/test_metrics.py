@@ -95,6 +95,9 @@ def test_jacobian_does_not_depend_on_how_the_grid_is_turned(grid):
     np.testing.assert_allclose(array, expected, atol=0.04)
     assert metrics.sd_log_jacobian(found) == pytest.approx(np.log(expected[1:-1, 1:-1, 1:-1]).std(), abs=2e-3)
     assert metrics.folded_percent(found) == 0
+    scores = metrics.jacobian_scores(transform, volume)
+    assert scores["sd_log_jacobian"] == pytest.approx(metrics.sd_log_jacobian(found), abs=1e-5)
+    assert scores["folded_percent"] == 0
 
 
 @pytest.mark.parametrize("slices", [1, 4, 1000])

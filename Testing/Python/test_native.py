@@ -6,11 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from conftest import make_grid
 from FoundationRegLib.encoders.mind import Mind
+from FoundationRegLib.evaluation import metrics
+from FoundationRegLib.images.conversion import image_from_array
 from FoundationRegLib.native import build, kernels, library
 from FoundationRegLib.numerics import fields, filters, sampling, search
 from FoundationRegLib.numerics.data_term import DataTerm, FeaturePair, standardised
+from FoundationRegLib.numerics.mutual_information import information_by_motion
 from FoundationRegLib.numerics.regularisation import Regulariser, solve, strain_energy
 from scipy import ndimage
 
@@ -193,6 +198,44 @@ def test_a_search_stops_when_it_is_told_to(variant):
 
     with pytest.raises(KeyboardInterrupt):
         search.cost_volume(fixed, fixed, search.candidates((2, 2, 2)), torch.ones(6, 6, 6), stop)
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 7), (1, 30, 20), (4, 6, 5)])
+def test_mutual_information_and_its_slopes_are_those_of_torch(variant, shape, threads):
+    """Also where points leave the volume, in the flat half voxel at its faces, and for more than one piece of them."""
+    rng = np.random.default_rng(2)
+    volume = smooth_noise(1, *shape)[0].sub_(-2).div_(4).clamp_(0, 1)
+    size = np.array(shape[::-1])
+    offsets = rng.uniform(-0.6 * size, 0.6 * size, (9000, 3))
+    motion = np.c_[np.eye(3) + 0.05 * rng.normal(size=(3, 3)), (size - 1) / 2]
+    values = np.clip(np.sin(offsets[:, 1] / 3) + 0.2 * rng.normal(size=len(offsets)), -1, 1) / 2 + 0.5
+    compared = both(lambda: information_by_motion(values, offsets, volume)(torch.from_numpy(motion)), threads)
+    (found, expected), (inside, share), (slopes, theirs) = compared
+    assert found == pytest.approx(expected, rel=1e-5) and found > 0.01
+    assert inside == pytest.approx(share, abs=2e-4) and 0.3 < share < 0.9
+    torch.testing.assert_close(slopes, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_points_that_all_leave_the_volume_tell_nothing(variant):
+    found, inside, slopes = information_by_motion(np.ones(5), np.zeros((5, 3)), torch.ones(3, 3, 3))(
+        torch.tensor([[1.0, 0, 0, 50], [0, 1, 0, float("nan")], [0, 0, 1, 0]], dtype=torch.float64)
+    )
+    assert (found, inside) == (0, 0) and not slopes.any()
+
+
+@pytest.mark.parametrize(("turn", "flip"), [((0, 0, 0), ()), ((20, -15, 30), (1,))])
+def test_folding_and_stretches_are_those_of_itk(variant, turn, flip, threads):
+    """Of voxels finer than the nodes, along the nodes' axes, whose first slices are not the nodes'."""
+    nodes = make_grid((9, 10, 12), (3.0, 4.0, 3.5), turn=turn, flip=flip)
+    voxels = nodes.with_spacing((1.25, 2.5, 1.75), (15, 11, 19))
+    vectors = 5 * np.stack([smooth_noise(1, *nodes.shape, seed=n)[0].numpy() for n in range(3)], -1)
+    transform = sitk.DisplacementFieldTransform(image_from_array(vectors.astype(float), nodes))
+    volume = image_from_array(np.zeros(voxels.shape, np.float32), voxels)
+    names = ("folded_percent", "sd_log_jacobian")
+    compared = both(lambda: [metrics.jacobian_scores(transform, volume)[name] for name in names], threads)
+    (folded, expected), (deviation, theirs) = compared
+    assert 0.5 < expected < 60 and folded == pytest.approx(expected, abs=0.1)
+    assert deviation == pytest.approx(theirs, rel=1e-3)
 
 
 def test_gradients_and_other_numbers_are_left_to_torch(variant):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from conftest import make_grid, smooth_noise
-from FoundationRegLib.images import conversion, preprocessing
+from FoundationRegLib.images import conversion, morphology, preprocessing
+from scipy import ndimage
 
 SHAPE, SPACING = (40, 60, 64), (3.0, 2.5, 2.5)
 
@@ -76,6 +77,24 @@ def test_skull_stripped_mask_is_what_is_not_zero():
     values = np.where(HEAD, mr(HEAD) + 1, 0)
     mask = preprocessing.foreground_mask(values, "mr", SPACING)
     assert overlap(mask, HEAD) > 0.95 and mask[HEAD].mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "distance"),
+    [
+        ((20, 25, 30), (3, 3, 3), 10), ((12, 31, 30), (5, 2.7, 1.3), 4), ((1, 30, 3), (2, 1, 1.5), 4),
+        ((15, 15, 15), (2.5, 2.5, 2.5), 5), ((24, 24, 24), (0.5, 0.4, 0.5), 9),
+    ],
+)  # fmt: skip
+def test_masks_grow_and_shrink_by_millimetres(shape, spacing, distance):
+    mask = smooth_noise(shape, 1.5, 0) > 0.5
+    assert mask.any() and not mask.all()
+    grown, shrunk = (function(mask, distance, spacing) for function in (morphology.grown, morphology.shrunk))
+    np.testing.assert_array_equal(grown, ndimage.distance_transform_edt(~mask, spacing) <= distance)
+    np.testing.assert_array_equal(shrunk, ndimage.distance_transform_edt(mask, spacing) > distance)
+    for same in (np.zeros(shape, bool), np.ones(shape, bool)):
+        assert (morphology.grown(same, distance, spacing) == same).all()
+        assert (morphology.shrunk(same, distance, spacing) == same).all()
 
 
 @pytest.mark.parametrize("values", [np.zeros(SHAPE), np.random.default_rng(0).uniform(100, 101, SHAPE)])

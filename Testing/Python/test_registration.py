@@ -12,7 +12,7 @@ from FoundationRegLib.core.cache import Cache
 from FoundationRegLib.core.progress import Progress
 from FoundationRegLib.errors import Cancelled, FoundationRegError, InputError, OutOfMemory, WeightsError
 from FoundationRegLib.images import conversion, transforms
-from FoundationRegLib.registration import encoding, pipeline, preparation
+from FoundationRegLib.registration import encoding, pipeline, preparation, result
 from FoundationRegLib.registration.ahead import Ahead
 from FoundationRegLib.registration.deformable import deform
 from FoundationRegLib.registration.pipeline import register
@@ -330,7 +330,11 @@ def test_other_smoothness_neither_aligns_nor_encodes_again(shifted_pair, monkeyp
     assert first.record["weights_sha256"] == {"medsam-lite": "abc"}
     encoded = encoder.slices
     monkeypatch.setattr(pipeline.linear, "align_linearly", forbidden)
+    measured, measure = [], result.metrics.evaluate_each
+    monkeypatch.setattr(result.metrics, "evaluate_each", lambda *a, **k: measured.append([*a[2]]) or measure(*a, **k))
     second = register(*shifted_pair, settings.replace(smoothness=5.0), cache=cache)
+    assert measured == [["after"]]
+    assert [second.metrics[stage] == first.metrics[stage] for stage in first.metrics] == [True, True, False]
     assert encoder.slices == encoded > 0
     assert second.metrics["after"]["sd_log_jacobian"] < first.metrics["after"]["sd_log_jacobian"]
 

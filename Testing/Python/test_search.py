@@ -238,6 +238,9 @@ def test_a_search_with_room_is_the_plain_one():
     weight = torch.ones(fixed.shape[1:])
     offsets = search.candidates((4, 4, 4))
     plain = search.coupled_convex(search.cost_volume(fixed, moving, offsets, weight), offsets, weight)
+    kept = [torch.full((2, 3, 4, 5), torch.nan)]
+    for _ in range(2):  # in new memory, and in that of the first
+        assert torch.equal(search.search(fixed, moving, weight, 4, kept=kept), plain)
     assert torch.equal(search.search(fixed, moving, weight, 4), plain)
 
 

@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .. import __version__
 from ..core.files import printable
 from ..core.memory import is_out_of_memory
+from ..core.threads import calm_threads
 from ..errors import FoundationRegError, InputError, OutOfMemory
 from .batch_arguments import add_commands as add_batch_commands
 from .subcommands import add_subcommand
@@ -69,8 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Torch's threads sleep while they wait: spinning, they starve one another as soon as something else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    calm_threads()
     try:
         require_files(args)
         module = importlib.import_module(f".{_MODULES.get(args.command, 'commands')}", __package__)
@@ -308,5 +308,17 @@ def _add_demo(commands) -> None:
     parser.add_argument("-o", "--output", default="demo-output", metavar="DIR", help="default: %(default)s")
 
 
+def command() -> None:
+    """`main` as a process of its own. After a registration it ends at once: to take torch's modules apart and to give
+    all memory back piece by piece takes 0.2 s."""
+    code = main()
+    if code == 0 and sys.argv[1:2] == ["register"]:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -46,6 +46,7 @@ import numpy as np
 
 from ..core.memory import is_out_of_memory
 from ..core.progress import Event, Preview, Progress
+from ..core.threads import calm_threads
 from ..errors import Cancelled, Forgotten, FoundationRegError, InputError
 from ..settings import Settings
 from .device import describe_device
@@ -210,12 +211,12 @@ class Worker:
         return {**save_found(result, folder, request.get("volume")), **save_measured(result)}
 
     def _do_segment(self, request: dict) -> dict:
-        from ..registration import pipeline
+        from ..registration import boxes
 
         folder, progress, inputs = self._taken(request)
         names = ("fixed", "moving", "fixed_box", "moving_box", "settings")
         given = {name: inputs.get(name) for name in names}
-        masks = pipeline.segment_in_boxes(**given, progress=progress, cache=self._kept_cache())
+        masks = boxes.segment_in_boxes(**given, progress=progress, cache=self._kept_cache())
         progress.check()
         return {"box_masks": save_pair(folder, "box-mask", masks)}
 
@@ -356,8 +357,7 @@ def main(arguments: list[str] | None = None, register=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m FoundationRegLib.worker", description="Registration worker.")
     parser.add_argument("--folder", required=True, type=Path, help="private folder for arrays, removed at the end")
     folder = parser.parse_args(arguments).folder
-    # Torch's threads sleep while they wait: spinning, they starve Slicer's own.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    calm_threads()
     # Whatever a library prints, even from C, must not fall between the events: keep the real stdout to ourselves.
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)

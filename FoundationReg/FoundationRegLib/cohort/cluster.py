@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..core.threads import THREAD_ENVIRONMENT
 from ..errors import Cancelled, FoundationRegError, InputError
 from .job import PairJob, run_pair
 from .results import failed_rows, reason_of
@@ -284,7 +285,7 @@ def worker_environments(count: int, cards: int, threads: int) -> list[dict[str, 
     made = []
     for n in range(count):
         card = {"CUDA_VISIBLE_DEVICES": names[n % cards]} if cards else {}
-        made.append({"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", **card})
+        made.append({"OMP_NUM_THREADS": str(threads), **THREAD_ENVIRONMENT, **card})
     return made
 
 
@@ -347,7 +348,7 @@ def _slurm_cluster(options_file: str, root: Path):
         "shared_temp_directory": str(folder),
         "log_directory": str(folder / "logs"),
         "scheduler_options": {"dashboard_address": "127.0.0.1:0", "dashboard": False},
-        "job_script_prologue": ["export OMP_WAIT_POLICY=PASSIVE"],
+        "job_script_prologue": [f"export {name}={value}" for name, value in THREAD_ENVIRONMENT.items()],
     }
     try:
         cluster = SLURMCluster(**{**usual, **options})

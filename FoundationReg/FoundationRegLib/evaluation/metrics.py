@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from ..errors import InputError
 from ..images.conversion import grid_of
-from ..images.resampling import antialiased, resample_to_grid, validity, warp
+from ..images.resampling import antialiased, binned, resample_to_grid, warp
 from ..images.transforms import affine_matrix
 
 Scores = dict[str, float | dict[int, float]]
@@ -79,10 +80,10 @@ def target_registration_error(fixed_points, moving_points, transform: sitk.Trans
     return np.linalg.norm(moved - moving_points, axis=1)
 
 
-def jacobian(transform: sitk.Transform, image: sitk.Image) -> sitk.Image:
+def jacobian(transform: sitk.Transform, image: sitk.Image, border: bool = True) -> sitk.Image:
     """Determinant of the Jacobian of ``transform`` at each voxel of ``image``, float32; at most 0 where it folds.
 
-    Central differences, one-sided at the border.
+    Central differences, one-sided at the border; without ``border``, which is quicker, its voxels mean nothing.
     """
     if transform.IsLinear():
         determinant = sitk.Image(image.GetSize(), sitk.sitkFloat32) + float(
@@ -96,24 +97,32 @@ def jacobian(transform: sitk.Transform, image: sitk.Image) -> sitk.Image:
     for first in range(0, depth, step):
         # With a slice more on either side, if there is one, differences at the cut are central.
         low, high = max(first - 1, 0), min(first + step + 1, depth)
-        found = _determinant(transform, image[:, :, low:high])
+        found = _determinant(transform, image[:, :, low:high], border)
         determinant[first : first + step] = found[first - low : first - low + step]
     result = sitk.GetImageFromArray(determinant)
     result.CopyInformation(image)
     return result
 
 
-def _determinant(transform: sitk.Transform, image: sitk.Image) -> np.ndarray:
-    """Determinant of the Jacobian of ``transform`` at the voxels (D, H, W) of ``image``, one-sided at its border."""
+def _determinant(transform: sitk.Transform, image: sitk.Image, border: bool) -> np.ndarray:
+    """Determinant of the Jacobian of ``transform`` at the voxels (D, H, W) of ``image``, as of `jacobian`."""
+    # ITK's filter takes derivatives along the image's axes but components along LPS ones. Both agree on an image
+    # without direction, of which `transform` sees the voxels turned about the origin to where they lie.
+    direction = sitk.AffineTransform(3)
+    direction.SetMatrix(image.GetDirection())
+    direction.SetCenter(image.GetOrigin())
     field = sitk.TransformToDisplacementField(
-        transform, sitk.sitkVectorFloat32, image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection()
-    )
-    # ITK's filter takes derivatives along the image's axes but components along LPS ones; turned to the axes, both
-    # agree on an image without direction. Padding by odd reflection makes its border differences one-sided.
-    along_axes = sitk.GetArrayViewFromImage(field) @ grid_of(image).direction[:, ::-1].astype(np.float32)
-    padded = sitk.GetImageFromArray(np.pad(along_axes, [(1, 1)] * 3 + [(0, 0)], "reflect", reflect_type="odd"), True)
+        sitk.CompositeTransform([transform, direction]), sitk.sitkVectorFloat32, image.GetSize(), image.GetOrigin(),
+        image.GetSpacing(),
+    )  # fmt: skip
+    sign = np.float32(np.sign(np.linalg.det(grid_of(image).direction[:, ::-1])))
+    if not border:
+        return sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field)) * sign
+    # By odd reflection its border differences become one-sided.
+    vectors = sitk.GetArrayViewFromImage(field)
+    padded = sitk.GetImageFromArray(np.pad(vectors, [(1, 1)] * 3 + [(0, 0)], "reflect", reflect_type="odd"), True)
     padded.SetSpacing(image.GetSpacing())
-    return sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(padded)[1:-1, 1:-1, 1:-1])
+    return sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(padded)[1:-1, 1:-1, 1:-1]) * sign
 
 
 def folded_percent(determinant: sitk.Image) -> float:
@@ -164,10 +173,11 @@ class Similarity:
     def __init__(self, fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image | None = None):
         grid = grid_of(fixed)
         self._grid = grid = grid.with_spacing([max(_NMI_SPACING_MM, s) for s in grid.spacing])
-        self._fixed, self._inside = resample_to_grid(fixed, grid), validity(fixed, grid)
+        self._fixed = resample_to_grid(binned(fixed, grid), grid, background=float("nan"))
+        self._inside = ~np.isnan(self._fixed)
         if mask is not None:
             self._inside &= resample_to_grid(mask, grid, interpolator="nearest", background=0) > 0
-        self._moving = antialiased(sitk.Cast(moving, sitk.sitkFloat32), grid)
+        self._moving = antialiased(binned(moving, grid), grid)
 
     def of(self, transform: sitk.Transform) -> float:
         """The value for one ``transform``, fixed to moving points."""
@@ -257,7 +267,14 @@ def jacobian_scores(transform: sitk.Transform, image: sitk.Image) -> Scores:
     if transform.IsLinear():
         mirrored = np.linalg.det(affine_matrix(transform)[:3, :3]) <= 0
         return {"folded_percent": 100.0 * mirrored, "sd_log_jacobian": 0.0}
-    determinant = jacobian(transform, image)
+    if isinstance(transform, sitk.DisplacementFieldTransform) and "torch" in sys.modules:
+        from ..numerics.jacobian import stretch  # where torch has to be loaded first, ITK is as quick
+
+        field = transform.GetDisplacementField()
+        found = stretch(sitk.GetArrayViewFromImage(field), grid_of(field), grid_of(image))
+        if found is not None:
+            return {"folded_percent": 100.0 * found[0], "sd_log_jacobian": found[1]}
+    determinant = jacobian(transform, image, border=False)
     return {"folded_percent": folded_percent(determinant), "sd_log_jacobian": sd_log_jacobian(determinant)}
 
 

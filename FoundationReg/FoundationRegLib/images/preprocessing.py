@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from ..core.grid import Grid
 from .conversion import grid_of
+from .morphology import grown, shrunk
 
 Kind = Literal["mr", "ct"]
 
@@ -116,7 +117,7 @@ def _otsu(values: np.ndarray) -> float:
 
 def _solid(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The large connected parts of ``mask`` with gaps of up to 10 mm closed and enclosed air filled."""
-    mask = _grown(_shrunk(mask, 4.0, spacing), 4.0, spacing)
+    mask = grown(shrunk(mask, 4.0, spacing), 4.0, spacing)
     parts, count = ndimage.label(mask)
     if count == 0:
         return mask
@@ -124,7 +125,7 @@ def _solid(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     mask = np.isin(parts, 1 + np.flatnonzero(sizes >= 0.1 * sizes.max()))
     margin = np.ceil(10.0 / spacing).astype(int) + 1
     padded = np.pad(mask, [(m, m) for m in margin])
-    closed = _shrunk(_grown(padded, 10.0, spacing), 10.0, spacing) | padded
+    closed = shrunk(grown(padded, 10.0, spacing), 10.0, spacing) | padded
     mask = closed[tuple(slice(m, -m) for m in margin)]
     # An organ cut by a face of the image is enclosed in some planes only. That it is so in slices (axis 0) will do;
     # otherwise two kinds must agree, because the air between two breasts is enclosed in coronal planes.
@@ -133,16 +134,6 @@ def _solid(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         for plane, count in zip(np.moveaxis(mask, axis, 0), np.moveaxis(closed, axis, 0), strict=True):
             count += (2 if axis == 0 else 1) * ndimage.binary_fill_holes(plane).astype(np.uint8)
     return closed >= 2
-
-
-def _grown(mask: np.ndarray, distance: float, spacing: np.ndarray) -> np.ndarray:
-    """Voxels at most ``distance`` mm from ``mask`` (dilation by a ball)."""
-    return ndimage.distance_transform_edt(~mask, spacing) <= distance if mask.any() else mask
-
-
-def _shrunk(mask: np.ndarray, distance: float, spacing: np.ndarray) -> np.ndarray:
-    """Voxels of ``mask`` more than ``distance`` mm from its outside (erosion by a ball); beyond the image is inside."""
-    return ndimage.distance_transform_edt(mask, spacing) > distance if not mask.all() else mask
 
 
 MOST_VOXELS = 4_000_000

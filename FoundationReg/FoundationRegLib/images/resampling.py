@@ -12,18 +12,38 @@ INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor,
 
 
 def antialiased(image: sitk.Image, grid: Grid) -> sitk.Image:
-    """Float ``image`` blurred to the resolution of ``grid`` along each axis where the grid is coarser.
+    """``image`` as float, blurred to the resolution of ``grid`` along each axis where the grid is coarser.
 
     The width matches the full width at half maximum of both voxels: Cardoso et al., "Scale factor point spread
-    function matching", MICCAI 2015.
+    function matching", MICCAI 2015. Of voxels much smaller than the grid's, blocks are blurred.
     """
-    axes = np.array(image.GetDirection()).reshape(3, 3)
-    spacing = np.array(image.GetSpacing())
-    target = np.sqrt(((axes.T @ grid.direction) ** 2 * grid.spacing**2).sum(axis=1))
+    image = binned(image, grid, 0.5)
+    spacing, target = np.array(image.GetSpacing()), _spacing_along(image, grid)
     for axis in np.flatnonzero(target > 1.1 * spacing):
         sigma = np.sqrt((target[axis] ** 2 - spacing[axis] ** 2) / (8 * np.log(2)))
         image = sitk.RecursiveGaussian(image, sigma=float(sigma), direction=int(axis))
     return image
+
+
+def binned(image: sitk.Image, grid: Grid, share: float = 1.0) -> sitk.Image:
+    """``image`` as float, its voxels put together to blocks of their mean that are no larger than ``share`` of those of
+    ``grid`` along each axis. Where the last block of an axis is not full, the edge is repeated."""
+    if image.GetPixelID() != sitk.sitkFloat32:
+        image = sitk.Cast(image, sitk.sitkFloat32)
+    size, most = np.array(image.GetSize()), share * _spacing_along(image, grid) / np.array(image.GetSpacing())
+    blocks = np.clip(np.floor(most + 1e-6).astype(int), 1, size)
+    if blocks.max() == 1:
+        return image
+    missing = (-size % blocks).tolist()
+    if any(missing):
+        image = sitk.ZeroFluxNeumannPad(image, [0, 0, 0], missing)
+    return sitk.BinShrink(image, blocks.tolist())
+
+
+def _spacing_along(image: sitk.Image, grid: Grid) -> np.ndarray:
+    """Spacing of ``grid`` in mm along the axes x, y, z of ``image``."""
+    axes = np.array(image.GetDirection()).reshape(3, 3)
+    return np.sqrt(((axes.T @ grid.direction) ** 2 * grid.spacing**2).sum(axis=1))
 
 
 def resample_to_grid(
@@ -40,9 +60,10 @@ def resample_to_grid(
     is coarser than ``image``. Outside the image stands ``background``, by default `default_background`.
     """
     background = default_background(image) if background is None else background
-    image = sitk.Cast(image, sitk.sitkFloat32)
     if antialias and interpolator != "nearest":
         image = antialiased(image, grid)
+    elif image.GetPixelID() != sitk.sitkFloat32:
+        image = sitk.Cast(image, sitk.sitkFloat32)
     return sitk.GetArrayFromImage(_resample(image, grid, transform, interpolator, background))
 
 

@@ -11,6 +11,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,8 @@ _ARGUMENTS = {
     "cost_range": "ppplii",
     "scale_costs": "ppflii",
     "choose_candidates": "ppppflii",
+    "mutual_information": "ppppppl" + "ii",
+    "jacobian_sums": "pppppppp" + "i",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float}
 # Candidates whose costs are worked out between two looks at whether to stop.
@@ -278,16 +281,23 @@ def smooth(volumes: Tensor) -> Tensor:
 
 
 def cost_volume(
-    fixed: Tensor, moving: Tensor, energy: Tensor, offsets: Tensor, weight: Tensor, share: Tensor, check: Check
+    cost: Tensor,
+    fixed: Tensor,
+    moving: Tensor,
+    energy: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    share: Tensor,
+    check: Check,
 ) -> Tensor:
-    """Cost (K, D, H, W) of the candidates ``offsets`` (K, 3): what `numerics.search.cost_volume` smooths, over
-    ``share`` (D, H, W), and not yet scaled.
+    """Fills ``cost`` (K, D, H, W) of the candidates ``offsets`` (K, 3): what `numerics.search.cost_volume` smooths,
+    over ``share`` (D, H, W), and not yet scaled.
 
     ``moving`` (C, ...) and its ``energy`` (...) reach as far beyond the lattice of ``fixed`` (C, D, H, W) on either
     side as the offsets do. ``check`` is called now and then and may raise.
     """
     shape, count = fixed.shape[1:], len(offsets)
-    cost, offsets = fixed.new_empty((count, *shape)), offsets.to(torch.int32).contiguous()
+    offsets = offsets.to(torch.int32).contiguous()
     fixed, moving, energy = fixed.contiguous(), moving.contiguous(), energy.contiguous()
     weight, share = weight.contiguous(), share.contiguous()
     for first in range(0, count, _CANDIDATES):
@@ -323,6 +333,42 @@ def choose_candidates(cost: Tensor, offsets: Tensor, active: Tensor, field: Tens
         active.numel(), len(cost), torch.get_num_threads(),
     )  # fmt: skip
     return field
+
+
+def mutual_information(
+    offsets: Tensor, rows: Tensor, volume: Tensor, motion: Tensor, bins: int
+) -> tuple[float, float, Tensor]:
+    """Mutual information in nats of points and ``volume`` (D, H, W), as `numerics.mutual_information` has it; the share
+    of the points that fall inside; and how the first changes with ``motion``, float64 (3, 4).
+
+    ``motion``, float64 (3, 4), takes ``offsets`` (n, 3) to continuous indices (x, y, z). ``rows``, int32 (n): the bin,
+    of ``bins``, of each point's own grey value.
+    """
+    assert motion.dtype == torch.float64 and rows.dtype == torch.int32
+    found = torch.empty(14, dtype=torch.float64)
+    _call(
+        "mutual_information", offsets.contiguous(), rows.contiguous(), volume.contiguous(), volume.shape,
+        motion.contiguous(), found, len(offsets), bins, torch.get_num_threads(),
+    )  # fmt: skip
+    return float(found[0]), float(found[1]) / max(len(offsets), 1), found[2:].reshape(3, 4)
+
+
+def jacobian_sums(
+    nodes: Tensor, first: Sequence[float], step: Sequence[float], shape: Sequence[int], axes, spacing: Sequence[float]
+) -> Tensor:
+    """By plane of ``shape``, float64 (D, 3): voxels that fold, and the sums of the logarithm of the determinant of the
+    Jacobian and of its square; those at the faces do not count.
+
+    ``nodes`` (3, d, h, w): displacement in mm along x, y, z in LPS. Voxel n of axis z, y or x lies at node ``first`` +
+    n ``step``. ``axes`` (3, 3): those of the voxels, x, y, z, in LPS, as columns; ``spacing`` along them in mm.
+    """
+    given = (first, step, axes, spacing)
+    numbers = [torch.from_numpy(np.array(values, np.float64, order="C")) for values in given]
+    sums = torch.empty((shape[0], 3), dtype=torch.float64)
+    _call(
+        "jacobian_sums", nodes, nodes.shape[1:], *numbers[:2], shape, *numbers[2:], sums, torch.get_num_threads(),
+    )  # fmt: skip
+    return sums
 
 
 def fits(shape: Sequence[int], multiple: Sequence[int]) -> bool:

@@ -23,6 +23,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..core.grid import Grid
+from .parallel import in_threads
 from .search import candidates, cost_volume, coupled_convex
 
 # Both bodies must share this much of the smaller one.
@@ -95,57 +96,89 @@ def describe(grey: Tensor, body: Tensor, grid: Grid, encoder) -> Description:
     return Description((features - mean) * weight, weight, grid)
 
 
-def correlate(fixed: Description, moving: Description) -> tuple[Tensor, Tensor]:
-    """Correlation and overlap for every shift of ``moving``'s indices against ``fixed``'s.
+def correlate(fixed: Description, moving: Description) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Correlation and overlap for the shifts of ``moving``'s indices against ``fixed``'s, and the first shift (3,).
 
-    Both (D, H, W), where index n stands for the shift n, or n minus the length for those below zero.
+    Both (D, H, W), where index n stands for the shift n plus the first one. Left out are shifts along one axis whose
+    overlap must be below the least that `search` wants; none may be left. What lies around the bodies is cut off.
     """
-    lengths = [
-        next_fast_len(a + b - 1, real=True) for a, b in zip(fixed.weight.shape, moving.weight.shape, strict=True)
-    ]
-    spectra = []
-    for side in (fixed, moving):
-        energy = side.features.square().sum(0)
-        stacked = torch.cat([side.features, energy[None], side.weight[None]])
-        spectra.append(torch.fft.rfftn(stacked, s=lengths, dim=(1, 2, 3)))
-    a, b = spectra[0].conj(), spectra[1]
-    products = torch.stack([(a[:-2] * b[:-2]).sum(0), a[-2] * b[-1], a[-1] * b[-2], a[-1] * b[-1]])
-    both, of_fixed, of_moving, shared = torch.fft.irfftn(products, s=lengths, dim=(1, 2, 3))
-    floor = 1e-4 * float(fixed.features.square().sum())
-    score = both / (of_fixed.clamp_min(floor) * of_moving.clamp_min(floor)).sqrt()
-    return score, shared / min(float(fixed.weight.sum()), float(moving.weight.sum()))
+    boxes = [_box(side.weight) for side in (fixed, moving)]
+    if None in boxes:
+        return *fixed.weight.new_zeros(2, 0, 0, 0), np.zeros(3, int)
+    bodies = [side.weight[box] for side, box in zip((fixed, moving), boxes, strict=True)]
+    first, last = np.array([_possible_shifts(*bodies, axis) for axis in range(3)]).T
+    if (first > last).any():
+        return *fixed.weight.new_zeros(2, 0, 0, 0), np.zeros(3, int)
+    # So long that what a shift beyond these reaches around the end falls on another one that is left out.
+    sizes = zip(first.tolist(), last.tolist(), *(body.shape for body in bodies), strict=True)
+    lengths = [next_fast_len(max(a + high, b - low, a, b), real=True) for low, high, a, b in sizes]
+    features = [side.features[(slice(None), *box)] for side, box in zip((fixed, moving), boxes, strict=True)]
+    energies = [values.square().sum(0) for values in features]
+
+    def spectrum(values: Tensor) -> Tensor:
+        return torch.fft.rfftn(values, s=lengths)
+
+    def back(product: Tensor) -> Tensor:
+        values = torch.fft.irfftn(product, s=lengths)
+        for axis in range(3):
+            places = torch.arange(int(first[axis]), int(last[axis]) + 1) % lengths[axis]
+            values = values.index_select(axis, places)
+        return values
+
+    def shared_by_features(channels: range) -> Tensor:
+        return sum(spectrum(features[0][n]).conj() * spectrum(features[1][n]) for n in channels)
+
+    def of_energies() -> tuple[Tensor, ...]:
+        a, b = ((spectrum(energies[n]), spectrum(bodies[n])) for n in range(2))
+        return tuple(back(one.conj() * other) for one, other in ((a[0], b[1]), (a[1], b[0]), (a[1], b[1])))
+
+    count = len(features[0])
+    pairs = [range(n, min(n + 2, count)) for n in range(0, count, 2)]
+    *parts, (of_fixed, of_moving, shared) = in_threads(
+        [*(lambda pair=pair: shared_by_features(pair) for pair in pairs), of_energies]
+    )
+    floor = 1e-4 * float(energies[0].sum())
+    score = back(sum(parts)) / (of_fixed.clamp_min(floor) * of_moving.clamp_min(floor)).sqrt()
+    starts = [np.array([part.start for part in box]) for box in boxes]
+    least = min(float(body.sum()) for body in bodies)
+    return score, shared / least, first + starts[1] - starts[0]
+
+
+def _box(weight: Tensor) -> tuple[slice, slice, slice] | None:
+    """The smallest part of ``weight`` (D, H, W) that holds all that is above 0; None where nothing is."""
+    inside = weight > 0
+    ranges = [inside.any(dim=tuple(n for n in range(3) if n != axis)).nonzero().flatten() for axis in range(3)]
+    if not len(ranges[0]):
+        return None
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in ranges)
+
+
+def _possible_shifts(fixed: Tensor, moving: Tensor, axis: int) -> tuple[int, int]:
+    """First and last shift along ``axis`` for which two bodies (D, H, W) of weights up to 1 may share enough: no more
+    than what each of them holds in the planes that both reach. The last lies before the first where there is none."""
+    others = tuple(n for n in range(3) if n != axis)
+    sums = [np.r_[0.0, np.cumsum(body.sum(others, dtype=torch.float64).numpy())] for body in (fixed, moving)]
+    sizes = [len(total) - 1 for total in sums]
+    shifts = np.arange(1 - sizes[0], sizes[1])
+    low, high = np.maximum(0, -shifts), np.minimum(sizes[0], sizes[1] - shifts)
+    most = np.minimum(sums[0][high] - sums[0][low], sums[1][high + shifts] - sums[1][low + shifts])
+    enough = shifts[most >= 0.999 * _LEAST_OVERLAP * min(total[-1] for total in sums)]
+    return (int(enough[0]), int(enough[-1])) if len(enough) else (1, 0)
 
 
 def search(fixed: Description, moving: Description, count: int = 3) -> list[Fit]:
     """The ``count`` best translations of different places, best first; ``moving``'s axes may be turned."""
-    fixed, moving = _cropped(fixed), _cropped(moving)
-    score, overlap = correlate(fixed, moving)
+    score, overlap, first = correlate(fixed, moving)
     # A small overlap matches by chance: what counts is the correlation beyond chance, which falls with its root.
     merit = torch.where(overlap >= _LEAST_OVERLAP, score * overlap.clamp(0, 1).sqrt(), torch.full_like(score, -1))
     fits = []
-    for _ in range(count):
+    for _ in range(count if merit.numel() else 0):
         place = np.unravel_index(int(merit.argmax()), merit.shape)
         if merit[place] <= 0:
             break
-        sizes = zip(place, moving.weight.shape, merit.shape, strict=True)
-        shift = [n if n < size else n - length for n, size, length in sizes]
-        fits.append(Fit(float(merit[place]), float(overlap[place]), _matrix(fixed.grid, moving.grid, shift)))
-        near = [[(n + k) % length for k in range(-3, 4)] for n, length in zip(place, merit.shape, strict=True)]
-        merit[np.ix_(*near)] = -1
+        fits.append(Fit(float(merit[place]), float(overlap[place]), _matrix(fixed.grid, moving.grid, first + place)))
+        merit[tuple(slice(max(0, n - 3), n + 4) for n in place)] = -1
     return fits
-
-
-def _cropped(side: Description) -> Description:
-    """``side`` without the empty space around what counts, which a Fourier transform would take its time for."""
-    held = side.weight > 0
-    if not bool(held.any()):
-        return side
-    extents = [held.movedim(axis, 0).flatten(1).any(1).nonzero() for axis in range(3)]
-    box = tuple(slice(int(found[0]), int(found[-1]) + 1) for found in extents)
-    starts, stops = ([getattr(part, end) for part in box] for end in ("start", "stop"))
-    rest = [n - stop for n, stop in zip(side.weight.shape, stops, strict=True)]
-    grid = side.grid.padded([-n for n in starts], [-n for n in rest])
-    return Description(side.features[(slice(None), *box)], side.weight[box], grid)
 
 
 def _matrix(fixed: Grid, moving: Grid, shift) -> np.ndarray:

@@ -17,14 +17,16 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ..core.grid import Grid
+from ..native import kernels
 
 _LEAST_OVERLAP = 0.2
 _TOLERANCE = 1e-5
+_BINS = 32
 
 
-def mutual_information(fixed: Tensor, moving: Tensor, bins: int = 32) -> Tensor:
+def mutual_information(fixed: Tensor, moving: Tensor, bins: int = _BINS) -> Tensor:
     """Mutual information in nats of paired grey values (n,) in 0..1; differentiable in ``moving``."""
-    row = (fixed * (bins - 1)).round().long().clamp(0, bins - 1)
+    row = _bins(fixed, bins)
     # Two empty bins on each side hold the skirts of the window.
     place = 1 + moving.clamp(0, 1) * (bins - 1)
     low = place.detach().floor()
@@ -89,14 +91,11 @@ def _share(on_step: Callable[[float], None], level: int, levels: int) -> Callabl
 
 def _climb(values, places, volume, grid, center, matrix, radius, affine, iterations, on_step) -> np.ndarray | None:
     """One level of `align`."""
-    values = torch.as_tensor(values, dtype=torch.float32)
-    volume = torch.as_tensor(volume, dtype=torch.float32)[None, None]
-    offsets = torch.as_tensor(places - center, dtype=torch.float32)
-    size = torch.tensor(grid.shape[::-1], dtype=torch.float32)
+    by_motion = information_by_motion(values, places - center, volume)
     # Offsets from the centre to the moving volume's continuous index (x, y, z).
     to_index = np.linalg.inv(grid.affine) @ matrix
-    turn = torch.as_tensor(to_index[2::-1, :3].copy(), dtype=torch.float32)
-    shift = torch.as_tensor((to_index[:3, :3] @ center + to_index[:3, 3])[::-1].copy(), dtype=torch.float32)
+    turn = torch.from_numpy(to_index[2::-1, :3].copy())
+    shift = torch.from_numpy((to_index[:3, :3] @ center + to_index[:3, 3])[::-1].copy())
     best: tuple[float, np.ndarray | None] = (float("inf"), None)
     calls = 0
 
@@ -104,20 +103,17 @@ def _climb(values, places, volume, grid, center, matrix, radius, affine, iterati
         nonlocal best, calls
         calls += 1
         on_step(min(1.0, calls / (1.5 * iterations)))
-        parameters = torch.tensor(numbers, dtype=torch.float32, requires_grad=True)
+        parameters = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
         linear, move = _motion(parameters, radius)
-        index = (offsets @ linear.T + move) @ turn.T + shift
-        inside = ((index > -0.5) & (index < size - 0.5)).all(1)
-        if inside.float().mean() < _LEAST_OVERLAP:
+        motion = torch.cat([turn @ linear, (turn @ move + shift)[:, None]], 1)
+        found, inside, slopes = by_motion(motion.detach())
+        if inside < _LEAST_OVERLAP:
             # Worse than anything, so that the line search turns back.
             return 1.0, np.zeros_like(numbers)
-        normal = 2 * index[inside] / (size - 1).clamp(min=1) - 1
-        seen = F.grid_sample(volume, normal[None, None, None], padding_mode="border", align_corners=True).flatten()
-        loss = -mutual_information(values[inside], seen)
-        loss.backward()
-        if loss.item() < best[0]:
-            best = (loss.item(), numbers.copy())
-        return loss.item(), parameters.grad.double().numpy()
+        motion.backward(-slopes)
+        if -found < best[0]:
+            best = (-found, numbers.copy())
+        return -found, parameters.grad.numpy()
 
     with torch.enable_grad():
         options = {"maxiter": iterations, "ftol": _TOLERANCE, "gtol": 1e-6}
@@ -130,6 +126,36 @@ def _climb(values, places, volume, grid, center, matrix, radius, affine, iterati
     change[:3, :3] = linear.numpy()
     change[:3, 3] = center + move.numpy() - change[:3, :3] @ center
     return matrix @ change
+
+
+def information_by_motion(values, offsets, volume) -> Callable[[Tensor], tuple[float, float, Tensor]]:
+    """Gives for a motion (3, 4), float64, from ``offsets`` (n, 3) to indices (x, y, z) of ``volume``: its mutual
+    information with ``values`` (n,), the share of the points inside of it, and how the first changes with the motion.
+    """
+    values, offsets, volume = (torch.as_tensor(array, dtype=torch.float32) for array in (values, offsets, volume))
+    if kernels.usable(values, offsets, volume):
+        rows = _bins(values, _BINS).int()
+        return lambda motion: kernels.mutual_information(offsets, rows, volume, motion, _BINS)
+    size = torch.tensor(volume.shape[::-1])
+
+    def by_motion(motion: Tensor) -> tuple[float, float, Tensor]:
+        motion = motion.float().requires_grad_()
+        index = offsets @ motion[:, :3].T + motion[:, 3]
+        inside = ((index > -0.5) & (index < size - 0.5)).all(1)
+        if not inside.any():
+            return 0.0, 0.0, torch.zeros(3, 4, dtype=torch.float64)
+        normal = 2 * index[inside] / (size - 1).clamp(min=1) - 1
+        places = normal[None, None, None]
+        seen = F.grid_sample(volume[None, None], places, padding_mode="border", align_corners=True).flatten()
+        found = mutual_information(values[inside], seen, _BINS)
+        found.backward()
+        return found.item(), inside.float().mean().item(), motion.grad.double()
+
+    return by_motion
+
+
+def _bins(values: Tensor, bins: int) -> Tensor:
+    return (values * (bins - 1)).round().long().clamp(0, bins - 1)
 
 
 def _motion(parameters: Tensor, radius: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ scale, so that one schedule serves every encoder. Displacements in here are coun
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +29,30 @@ _DISTANCES = 1 << 25
 
 
 def search(
-    fixed: Tensor, moving: Tensor, weight: Tensor, radius: int, room: float = math.inf, check=lambda: None
+    fixed: Tensor,
+    moving: Tensor,
+    weight: Tensor,
+    radius: int,
+    room: float = math.inf,
+    check: Callable[[], None] = lambda: None,
+    kept: list[Tensor] | None = None,
 ) -> Tensor:
     """Displacement (3, D, H, W) in nodes, at most ``radius``, that takes ``fixed`` to ``moving`` (C, D, H, W).
 
     ``weight`` (D, H, W): how much the fixed nodes count. Where the costs of all candidates would take more than
     ``room`` bytes, the far candidates are searched on a lattice that is coarser by a whole factor, and the rest of the
-    displacement on the full one. ``check`` is called now and then and may raise to stop.
+    displacement on the full one. ``check`` is called now and then and may raise to stop. ``kept``: memory that a search
+    has left for one of the same size, and that this one leaves: to get it from the system anew takes longer.
     """
     step = coarsening(weight, radius, room)
     if step == 1:
         offsets = candidates(_within(weight, radius), weight.device)
-        return coupled_convex(cost_volume(fixed, moving, offsets, weight, check), offsets, weight)
+        memory = kept.pop() if kept else None
+        cost = cost_volume(fixed, moving, offsets, weight, check, memory)
+        field = coupled_convex(cost, offsets, weight)
+        if kept is not None:
+            kept.append(cost)
+        return field
     coarse = [_pooled(values, step) for values in (fixed, moving, weight[None])]
     field = search(coarse[0], coarse[1], coarse[2][0], -(-radius // step), math.inf, check)
     scaled = F.interpolate(field[None] * step, scale_factor=step, mode="trilinear", align_corners=False)[0]
@@ -93,24 +105,33 @@ def candidates(radius: tuple[int, int, int], device=None) -> Tensor:
     return box[(box / reach).square().sum(1) <= 1]
 
 
-def cost_volume(fixed: Tensor, moving: Tensor, offsets: Tensor, weight: Tensor, check=lambda: None) -> Tensor:
+def cost_volume(
+    fixed: Tensor,
+    moving: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    check: Callable[[], None] = lambda: None,
+    memory: Tensor | None = None,
+) -> Tensor:
     """Cost (K, D, H, W) of the candidate displacements ``offsets`` (K, 3) at every node.
 
     ``fixed``, ``moving``: features (C, D, H, W) on the same lattice. Cost is the squared difference summed over
     channels, averaged over a 5-node neighbourhood, shifted and scaled so that the best candidate of a node costs 0 and
     the average over candidates and nodes costs 1. ``weight`` (D, H, W) of the fixed nodes: where it is zero the
-    neighbours decide. ``check`` is called now and then and may raise to stop.
+    neighbours decide. ``check`` is called now and then and may raise to stop. ``memory``: a tensor that is not needed
+    any more, which the costs may take the place of.
     """
     shape = fixed.shape[1:]
     reach = offsets.abs().amax(0).int().tolist()
     padded = F.pad(moving[None], [r for r in reversed(reach) for _ in range(2)], mode="replicate")[0]
     energy = padded.square().sum(0)
     share = smooth(smooth(weight)).clamp_min(1e-3)
+    fits = memory is not None and memory.shape == (len(offsets), *shape) and memory.device == fixed.device
+    cost = memory if fits else fixed.new_empty((len(offsets), *shape))
     if kernels.usable(fixed, moving, weight):
-        cost = kernels.cost_volume(fixed, padded, energy, offsets, weight, share, check)
+        kernels.cost_volume(cost, fixed, padded, energy, offsets, weight, share, check)
         least, average = kernels.cost_range(cost)
         return kernels.scale_costs(cost, least, 1 / float(_typical(average, weight)))
-    cost = fixed.new_empty((len(offsets), *shape))
 
     def fill(first: int) -> None:
         check()

@@ -90,7 +90,7 @@ def _most_informative_start(
 ) -> tuple[sitk.Transform, sitk.Transform]:
     """The shift from which a quick rigid registration gets to the most similar images, and where it gets to.
 
-    Meanwhile the descriptors of ``pair`` are searched for their best place.
+    Meanwhile the descriptors of ``pair`` are made.
     """
     candidates: list[np.ndarray] = []
     for shift in shifts:
@@ -104,8 +104,9 @@ def _most_informative_start(
         outcomes = [translation] if matrix is None else [translation, _joined(translation, matrix)]
         return [(_similarity(fixed, moving, transform), translation, transform) for transform in outcomes]
 
-    pieces = [lambda: pair.upright, *(lambda shift=shift: tried(shift) for shift in candidates)]
-    outcomes = itertools.chain(*in_threads(pieces)[1:])
+    pieces = [lambda: pair.fixed, lambda: pair.moving]
+    pieces += [lambda shift=shift: tried(shift) for shift in candidates]
+    outcomes = itertools.chain(*in_threads(pieces)[2:])
     return max(outcomes, key=lambda outcome: outcome[0])[1:]
 
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..evaluation import metrics
 from ..images.conversion import grid_of, image_from_array
 from ..images.inversion import inverse_points
+from ..images.morphology import grown
 from ..images.preprocessing import MOST_VOXELS, default_spacing, working_grid
 from ..images.resampling import resample_to_grid, validity
 from ..numerics.devices import memory_limit
@@ -128,9 +129,7 @@ def _near(body: np.ndarray, spacing: float, distance: float = 5.0) -> np.ndarray
     To within a voxel: distances are those of blocks of two voxels along each axis, an eighth of the work.
     """
     blocks = body.reshape([n for count in body.shape for n in (count // 2, 2)]).any(axis=(1, 3, 5))
-    if blocks.all():
-        return np.ones_like(body)
-    near = ndimage.distance_transform_edt(~blocks, 2 * spacing) <= distance
+    near = grown(blocks, distance, (2 * spacing,) * 3)
     return near.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 

@@ -171,12 +171,15 @@ def measure(
     settings: Settings,
     progress: Progress,
     compare: Callable[[], metrics.Similarity] | None = None,
+    known: dict[str, metrics.Scores] | None = None,
 ) -> None:
     """Warp the moving labels, and fill in ``metrics`` and ``quality``. Raises `Cancelled`.
 
-    ``compare``: gives the similarity of the images inside of the fixed mask, where it may be there already.
+    ``compare``: gives the similarity of the images inside of the fixed mask, where it may be there already. ``known``:
+    scores of the same inputs before and after the same linear stage, which are added where they are not there yet.
     """
-    scores = _scores(inputs, result.linear, result.transform, result.regions, progress, compare)
+    known = {} if known is None else known
+    scores = _scores(inputs, result.linear, result.transform, result.regions, progress, compare, known)
     if inputs.moving_labels is not None:
         result.warped_labels = warp(inputs.moving_labels, result.transform, inputs.fixed, "nearest")
     result.metrics, result.quality = scores, describe(scores, deformation, settings, result.trust)
@@ -191,6 +194,7 @@ def _scores(
     regions: RegionPair | None,
     progress: Progress,
     compare: Callable[[], metrics.Similarity] | None,
+    known: dict[str, metrics.Scores],
 ) -> dict[str, dict[str, float]]:
     """Metrics before, after the linear stage and after all."""
     references = {
@@ -200,7 +204,10 @@ def _scores(
     stages = {"before": before, "linear": linear, "after": transform}
     predicted = region_scores(regions, stages) if regions is not None else {}
     images = inputs.fixed, inputs.moving
-    scores = metrics.evaluate_each(*images, stages, mask=inputs.fixed_mask, compare=compare, **references)
+    new = {name: stage for name, stage in stages.items() if name not in known}
+    measured = metrics.evaluate_each(*images, new, mask=inputs.fixed_mask, compare=compare, **references)
+    known |= {name: measured[name] for name in new if name != "after"}
+    scores = {name: dict(known.get(name) or measured[name]) for name in stages}
     for name, found in predicted.items():
         scores[name].update(found)
     progress.update(0.8)

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from ..core.constants import METHOD
 from ..images.conversion import grid_of, image_from_array
+from ..images.morphology import grown
 from ..images.preprocessing import Kind, foreground_mask, intensity_kind, scale_intensity
 from ..images.resampling import resample_to_grid
 
@@ -54,9 +55,7 @@ def prepare(
     array = resample_to_grid(image, coarse)
     kind = kind or intensity_kind(image)
     body = foreground_mask(array, kind, coarse.spacing)
-    region = (
-        ndimage.distance_transform_edt(~body, coarse.spacing) <= METHOD.linear_margin_mm if not body.all() else body
-    )
+    region = grown(body, METHOD.linear_margin_mm, coarse.spacing)
     chosen = False
     if mask is not None:
         inside = resample_to_grid(mask, coarse, interpolator="nearest", background=0) > 0

@@ -87,6 +87,7 @@ class Witness:
         self._body = _tensor(fixed.body) > 0
         self._weight = _inner(_tensor(fixed.region) > 0)
         self._edges = centred(edge_orientation(self._grey), self._weight)
+        self._known: dict[bytes, dict[str, float]] = {}
 
     def _agreement(self, transform: sitk.Transform) -> tuple[Agreement, Tensor, Tensor, Tensor]:
         """How edges agree under ``transform``; the moving grey values, what of the grid they cover, and weight."""
@@ -102,9 +103,20 @@ class Witness:
         """``held`` of `evidence` alone, which is much quicker."""
         return self._agreement(transform)[0].held()
 
-    @torch.inference_mode()
     def evidence(self, transform: sitk.Transform) -> dict[str, float]:
-        """What speaks for and against ``transform`` (fixed to moving points), by name."""
+        """What speaks for and against ``transform`` (fixed to moving points), by name.
+
+        That of linear ones is kept: the same are asked about after another deformation.
+        """
+        if not transform.IsLinear():
+            return self._evidence(transform)
+        matrix = affine_matrix(transform).tobytes()
+        if matrix not in self._known:
+            self._known[matrix] = self._evidence(transform)
+        return dict(self._known[matrix])
+
+    @torch.inference_mode()
+    def _evidence(self, transform: sitk.Transform) -> dict[str, float]:
         agreement, grey, seen, weight = self._agreement(transform)
         body = _tensor(warp(self._moving.body, transform, self._grid, "nearest")) > 0
         (miss, way_back), pull, information, (here, rise, sharpness), held, offset = in_threads(
