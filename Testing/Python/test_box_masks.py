@@ -272,7 +272,7 @@ def test_segmented_looked_at_corrected_and_guiding(without_weights, monkeypatch)
     shift = np.array([18.0, 0, 0])
     images, corners, eggs = egg_pair(shift)
     settings = Settings(levels=(2,), iterations=4, search_range_mm=0)
-    masks = pipeline.segment_in_boxes(*images, corners, corners + shift, settings)
+    masks = boxes.segment_in_boxes(*images, corners, corners + shift, settings)
     still = sitk.Transform(3, sitk.sitkIdentity)
     assert min(boxes.overlap(mask, egg, still) for mask, egg in zip(masks, eggs, strict=True)) > 0.9
     corrected = sitk.Image(masks[0])
@@ -349,7 +349,7 @@ def test_the_command_line_takes_masks_that_a_person_corrected(tmp_path, monkeypa
     written = sitk.ReadImage(str(tmp_path / "out" / "fixed_box_mask.nii.gz"))
     assert (sitk.GetArrayViewFromImage(written) == sitk.GetArrayViewFromImage(eggs[0])).all()
     monkeypatch.setattr(boxes.store, "require", lambda item: None)
-    monkeypatch.setattr(pipeline, "_segment", lambda *_: pytest.fail("here the work begins"))
+    monkeypatch.setattr(pipeline.boxes, "segment_into", lambda *_: pytest.fail("here the work begins"))
     with pytest.raises(pytest.fail.Exception, match="the work begins"):
         cli.main([*command, "--moving-box", *(str(x) for x in (corners + np.array([18.0, 0, 0])).ravel())])
     assert needed == [[], ["medsam-lite"]]

@@ -115,6 +115,19 @@ def test_published_schedule_recovers_it_too():
     assert error_mm(found, truth).mean() < 1.5, "of more than 4"
 
 
+@pytest.mark.parametrize("limit, finer", [(-1.0, True), (np.inf, False)])
+def test_a_search_that_contradicts_itself_is_followed_by_a_finer_one(monkeypatch, limit, finer):
+    monkeypatch.setattr(deformable, "METHOD", replace(deformable.METHOD, contradiction_mm=limit))
+    settings, truth = MIND.replace(search_spacing_mm=8.0, search_range_mm=16.0), smooth_truth()
+    made = pyramid.FeaturePyramid(make_pair(truth), settings, CPU, {}, Cache())
+    field, inconsistency = deformable.searched(made, Progress())
+    assert tuple(inconsistency.shape) == (6, 7, 8) and tuple(field.shape[1:]) == ((12, 14, 16) if finer else (6, 7, 8))
+    grid = made.grid_like(field)
+    found = resize(deformable.displacement_of(field, grid, settings), SHAPE).numpy()
+    error = np.linalg.norm(found - truth, axis=0)[INNER].mean()
+    assert error < 1.2 if finer else error > 1.2
+
+
 def test_coarse_levels_see_the_descriptors_of_the_fine_image():
     pair = make_pair(smooth_truth())
     made = pyramid.FeaturePyramid(pair, MIND, CPU, {}, Cache())

@@ -211,12 +211,12 @@ class Worker:
         return {**save_found(result, folder, request.get("volume")), **save_measured(result)}
 
     def _do_segment(self, request: dict) -> dict:
-        from ..registration import pipeline
+        from ..registration import boxes
 
         folder, progress, inputs = self._taken(request)
         names = ("fixed", "moving", "fixed_box", "moving_box", "settings")
         given = {name: inputs.get(name) for name in names}
-        masks = pipeline.segment_in_boxes(**given, progress=progress, cache=self._kept_cache())
+        masks = boxes.segment_in_boxes(**given, progress=progress, cache=self._kept_cache())
         progress.check()
         return {"box_masks": save_pair(folder, "box-mask", masks)}
 

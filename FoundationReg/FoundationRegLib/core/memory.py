@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import contextmanager
+
+from ..errors import OutOfMemory
 
 # What Python, torch (CPU, CUDA, MPS), ITK, HDF5 and the C++ library say when memory runs out, in lower case.
 _TEXTS = (
@@ -28,6 +31,19 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(known in text for known in _TEXTS)
+
+
+@contextmanager
+def out_of_memory_explained(device: object):
+    """Turns running out of memory on ``device`` (named as it is printed) in the block into a sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"The memory of {device} is not enough; set a larger finest_spacing_mm or choose the preset fast."
+        ) from None
 
 
 def total_memory() -> int:

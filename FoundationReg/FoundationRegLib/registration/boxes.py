@@ -9,8 +9,10 @@ import SimpleITK as sitk
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from ..core.cache import Cache
 from ..core.constants import METHOD, SIDES
 from ..core.grid import Grid
+from ..core.memory import out_of_memory_explained
 from ..core.progress import Progress
 from ..encoders.box_decoder import build_box_decoder
 from ..encoders.loading import load_encoder
@@ -21,9 +23,12 @@ from ..images.conversion import grid_of, image_from_array
 from ..images.preprocessing import foreground_mask, intensity_kind, scale_intensity
 from ..images.resampling import warp
 from ..images.transforms import affine_transform
+from ..numerics.devices import choose_device, cpu_threads
 from ..settings import Settings
 from ..weights import store
 from ..weights.catalogue import entry
+from .content import content_hash, shown_by
+from .inputs import ImageLike, Inputs, read_inputs
 
 # Opposite corners (x, y, z, x, y, z) in LPS mm, or a table (2, 3) of them. Of a turned box all eight corners (8, 3),
 # the x edge counting slowest: corner 0 and corners 4, 2 and 1 are the ends of its three edges.
@@ -200,3 +205,49 @@ def overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) ->
     """Dice of the ``fixed`` mask and the ``moving`` one under ``transform``."""
     moved = warp(moving, transform, fixed, "nearest")
     return dice(sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moved), [1])[1]
+
+
+def segment_into(
+    inputs: Inputs,
+    around: dict[str, np.ndarray],
+    settings: Settings,
+    device: torch.device,
+    progress: Progress,
+    cache: Cache,
+) -> None:
+    """Put the boxes ``around`` and what they hold into ``inputs``; masks that are there stay."""
+    sides = [side for side in SIDES if getattr(inputs, f"{side}_box_mask") is None]
+    if sides:
+        images = [getattr(inputs, side) for side in sides]
+        key = ("boxes", content_hash(*images), shown_by(settings), *(around[side].tobytes() for side in sides))
+        wanted = [around[side] for side in sides]
+        masks = cache.get(key, lambda: segment_boxes(images, wanted, settings, device, progress, sides))
+        for side, mask in zip(sides, masks, strict=True):
+            setattr(inputs, f"{side}_box_mask", mask)
+    for side in SIDES:
+        box = around.get(side)
+        setattr(inputs, f"{side}_box", box if box is not None else box_around(getattr(inputs, f"{side}_box_mask")))
+
+
+def segment_in_boxes(
+    fixed: ImageLike,
+    moving: ImageLike,
+    fixed_box: BoxLike,
+    moving_box: BoxLike,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> tuple[sitk.Image, sitk.Image]:
+    """What the boxes of `pipeline.register` hold, without registering: masks (uint8) on the lattices of both images, to
+    look at and to correct. Raises as `register` does."""
+    settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
+    device = choose_device(settings.device)
+    around = require_boxes(fixed_box, moving_box)
+    if around is None:
+        raise InputError("Give a box around the same organ in both images.")
+    with cpu_threads(settings.threads), out_of_memory_explained(device):
+        with progress.stage("load", 0.05):
+            inputs = read_inputs(fixed, moving)
+        with progress.stage("segment", 0.95):
+            segment_into(inputs, around, settings, device, progress, cache)
+    return inputs.fixed_box_mask, inputs.moving_box_mask

@@ -1,14 +1,18 @@
-"""What images and transforms hold, as a hash to keep results by."""
+"""What results are kept by: a hash of what images and transforms hold, and the settings that decide a stage."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..images.conversion import grid_of
+from ..settings import Settings
+
+_GREY = ("fixed_intensity", "moving_intensity", "fixed_window", "moving_window")
 
 
 def content_hash(*values: Any) -> str:
@@ -44,3 +48,22 @@ def _transform_content(transform: sitk.Transform) -> bytes:
     if kind == "DisplacementFieldTransform":
         return b"".join(_image_parts(sitk.DisplacementFieldTransform(transform).GetDisplacementField()))
     return repr((kind, transform.GetParameters(), transform.GetFixedParameters())).encode()
+
+
+def shown_by(settings: Settings) -> str:
+    """The settings that decide how networks are shown the images."""
+    return _values(settings, _GREY)
+
+
+def aligned_by(settings: Settings) -> str:
+    """The settings that decide the linear stage."""
+    return _values(settings, (*_GREY, "start", "rigid", "affine", "seed", "anatomy"))
+
+
+def prepared_by(settings: Settings) -> str:
+    """The settings that decide how the pair looks."""
+    return _values(settings, (*_GREY, "body_mask", "finest_spacing_mm", "search_spacing_mm", "levels"))
+
+
+def _values(settings: Settings, names: Iterable[str]) -> str:
+    return str([getattr(settings, name) for name in names])

@@ -86,7 +86,7 @@ def deform(
         with progress.stage("search", 0.15):
             field_mm, inconsistency = searched(pyramid, progress)
         if on_field:
-            nodes = pyramid.grid(search_factor(settings, pair.grid.spacing[0]))
+            nodes = pyramid.grid_like(field_mm)
             on_field("search", displacement_of(field_mm, nodes, settings), nodes)
     with progress.stage("refine", 0.4):
         field_mm, losses, grey = _refine(pyramid, field_mm, progress, on_field)
@@ -106,11 +106,22 @@ def searched(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tenso
     With the same features, weights and limits the search is not done again.
     """
     settings = pyramid.settings
-    limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb)
-    found, inconsistency = pyramid.cache.get(("search", pyramid.key, *limits), lambda: _search(pyramid, progress))
-    if settings.diffeomorphic:
-        found = logarithm(found, pyramid.grid_like(found).spacing)
-    return found, inconsistency
+    limits = (settings.search_spacing_mm, settings.search_range_mm, settings.memory_gb, settings.diffeomorphic)
+    return pyramid.cache.get(("search", pyramid.key, *limits), lambda: _start_field(pyramid, progress))
+
+
+def _start_field(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
+    """What `searched` keeps. A search that contradicts itself is followed by a finer one around what it found."""
+    found, inconsistency = _search(pyramid, progress)
+    if not pyramid.settings.diffeomorphic:
+        return found, inconsistency
+    velocity = logarithm(found, pyramid.grid_like(found).spacing)
+    factor = search_factor(pyramid.settings, float(pyramid.pair.grid.spacing[0]))
+    counted = inconsistency[pyramid.mask("fixed", factor) > 0.5]
+    if len(counted) and float(counted.median()) > METHOD.contradiction_mm:
+        found = _search_around(pyramid, velocity, progress)
+        velocity = logarithm(found, pyramid.grid_like(found).spacing)
+    return velocity, inconsistency
 
 
 def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -119,24 +130,51 @@ def _search(pyramid: FeaturePyramid, progress: Progress) -> tuple[Tensor, Tensor
     The inconsistency is how far a point ends from where it started after both searches, before they were reconciled.
     """
     settings = pyramid.settings
-    spacing = float(pyramid.pair.grid.spacing[0])
-    factor = search_factor(settings, spacing)
-    pairs = pyramid.pairs(factor, list(settings.encoders))
-    total = sum(pair.weight for pair in pairs)
-    fixed, moving = (
-        torch.cat([getattr(p, side) * (p.weight / total / p.fixed.shape[0]) ** 0.5 for p in pairs])
-        for side in ("fixed", "moving")
-    )
-    radius = max(1, round(settings.search_range_mm / (factor * spacing)))
+    factor = search_factor(settings, float(pyramid.pair.grid.spacing[0]))
+    fixed, moving = _search_features(pyramid, factor)
+    radius = max(1, round(settings.search_range_mm / pyramid.spacing(factor)))
     room = search_room(settings, pyramid.device, int(np.prod(pyramid.pair.grid.shape)))
     fields, kept = [], []
     for a, b, side in ((fixed, moving, "fixed"), (moving, fixed, "moving")):
         with progress.stage("search", 0.5):
             fields.append(search(a, b, pyramid.mask(side, factor), radius, room, progress.check, kept))
     del kept
-    forward, backward = fields
-    inconsistency = compose(backward, forward, (1.0, 1.0, 1.0)).norm(dim=0) * (factor * spacing)
-    field_mm = inverse_consistent(forward, backward) * (factor * spacing)
+    return _reconciled(pyramid, factor, *fields)
+
+
+def _search_around(pyramid: FeaturePyramid, velocity: Tensor, progress: Progress) -> Tensor:
+    """Displacement (3, ...) in mm on the refinement's nodes: the flow of ``velocity``, after what a search on these
+    nodes finds between each image and the other one as that flow brings it."""
+    factor, step = METHOD.node_factor, (1.0, 1.0, 1.0)
+    fixed, moving = _search_features(pyramid, factor)
+    spacing = pyramid.spacing(factor)
+    radius = max(1, round(METHOD.second_reach_mm / spacing))
+    room = search_room(pyramid.settings, pyramid.device, int(np.prod(pyramid.pair.grid.shape)))
+    velocity = resize(velocity, fixed.shape[1:]) / spacing
+    fields, kept = [], []
+    for sign, a, b, side in ((1, fixed, moving, "fixed"), (-1, moving, fixed, "moving")):
+        flow = exponential(sign * velocity, step)
+        rest = search(a, warp(b, flow, step), pyramid.mask(side, factor), radius, room, progress.check, kept)
+        fields.append(compose(flow, rest, step))
+    return _reconciled(pyramid, factor, *fields)[0]
+
+
+def _search_features(pyramid: FeaturePyramid, factor: int) -> tuple[Tensor, Tensor]:
+    """Features (C, d, h, w) of both images whose squared difference is the encoders' weighted one."""
+    pairs = pyramid.pairs(factor, list(pyramid.settings.encoders))
+    total = sum(pair.weight for pair in pairs)
+    return tuple(
+        torch.cat([getattr(p, side) * (p.weight / total / p.fixed.shape[0]) ** 0.5 for p in pairs])
+        for side in ("fixed", "moving")
+    )
+
+
+def _reconciled(pyramid: FeaturePyramid, factor: int, forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor]:
+    """One inverse-consistent displacement in mm of the two, in nodes, with what contradicts itself filled in from
+    around, and their inconsistency in mm."""
+    spacing = pyramid.spacing(factor)
+    inconsistency = compose(backward, forward, (1.0, 1.0, 1.0)).norm(dim=0) * spacing
+    field_mm = inverse_consistent(forward, backward) * spacing
     filled = fill_inconsistent(field_mm, inconsistency, pyramid.mask("fixed", factor), METHOD.inconsistency_mm)
     return filled, inconsistency
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from torch import Tensor
 from ..core.cache import Cache
 from ..core.constants import METHOD, SIDES
 from ..core.grid import Grid
-from ..core.memory import is_out_of_memory
+from ..core.memory import is_out_of_memory, out_of_memory_explained
 from ..core.progress import Preview, Progress
 from ..encoders.anatomy_loading import anatomy_fingerprint, anatomy_names, require_anatomy
 from ..encoders.loading import build_network, require
-from ..errors import InputError, OutOfMemory
+from ..errors import InputError
 from ..evaluation.metrics import Similarity
 from ..images.conversion import grid_of
 from ..images.resampling import overlap_fraction
@@ -32,7 +31,7 @@ from ..weights.catalogue import entry, own_model
 from . import boxes, linear
 from .ahead import Ahead
 from .boxes import BoxLike
-from .content import content_hash
+from .content import aligned_by, content_hash, prepared_by, shown_by
 from .deformable import Deformation, deform
 from .encoding import begin_loading
 from .forecast import Forecast
@@ -44,7 +43,7 @@ from .result import Registration, build_result, measure
 from .retuning import LastRun, look_ahead, remember
 from .trust import keep_supported
 
-__all__ = ["Cache", "Registration", "register", "segment_in_boxes"]
+__all__ = ["Cache", "Registration", "register"]
 
 
 _LEAST_OVERLAP = 0.02
@@ -129,7 +128,7 @@ def register(
         with progress.stage("align", 0.12):
             images, masks = content_hash(inputs.fixed, inputs.moving, inputs.initial), content_hash(*inputs.guidance())
             look_ahead(cache, images, masks, inputs, settings, device, progress, _previewer)
-            key = ("linear", images, masks, _aligning(settings))
+            key = ("linear", images, masks, aligned_by(settings))
             if cache.find(key) is None:
                 ahead.start()
             encoders_loaded = begin_loading(settings, device, cache)
@@ -172,19 +171,6 @@ def _require_networks(settings: Settings, download: bool, progress: Progress) ->
         require_anatomy(settings.anatomy)
 
 
-@contextmanager
-def out_of_memory_explained(device: torch.device):
-    """Turns running out of memory into a sentence."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"The memory of {device} is not enough; set a larger finest_spacing_mm or choose the preset fast."
-        ) from None
-
-
 def _require_heeded(settings: Settings, by_points: bool, by_moving_mask: bool) -> None:
     """Raise `InputError` where something was given that the optimizer Adam, the published schedule, does not know."""
     if settings.optimizer == "adam" and (by_points or by_moving_mask):
@@ -199,74 +185,6 @@ def _guides(wanted: bool, fixed: Any, moving: Any, kind: str) -> bool:
     return wanted
 
 
-def _aligning(settings: Settings) -> str:
-    """The settings that decide the linear stage."""
-    names = ("start", "rigid", "affine", "seed", "fixed_intensity", "moving_intensity", "fixed_window",
-             "moving_window", "anatomy")  # fmt: skip
-    return str([getattr(settings, name) for name in names])
-
-
-def _preparing(settings: Settings) -> str:
-    """The settings that decide how the pair looks."""
-    names = ("fixed_intensity", "moving_intensity", "fixed_window", "moving_window", "body_mask", "finest_spacing_mm",
-             "search_spacing_mm", "levels")  # fmt: skip
-    return str([getattr(settings, name) for name in names])
-
-
-def segment_in_boxes(
-    fixed: ImageLike,
-    moving: ImageLike,
-    fixed_box: BoxLike,
-    moving_box: BoxLike,
-    settings: Settings | None = None,
-    progress: Progress | None = None,
-    cache: Cache | None = None,
-) -> tuple[sitk.Image, sitk.Image]:
-    """What the boxes of `register` hold, without registering: masks (uint8) on the lattices of both images, to look at
-    and to correct. Raises as `register` does."""
-    settings, progress, cache = settings or Settings.from_preset(), progress or Progress(), cache or Cache()
-    device = choose_device(settings.device)
-    around = boxes.require_boxes(fixed_box, moving_box)
-    if around is None:
-        raise InputError("Give a box around the same organ in both images.")
-    with cpu_threads(settings.threads), out_of_memory_explained(device):
-        with progress.stage("load", 0.05):
-            inputs = read_inputs(fixed, moving)
-        with progress.stage("segment", 0.95):
-            _segment(inputs, around, settings, device, progress, cache)
-    return inputs.fixed_box_mask, inputs.moving_box_mask
-
-
-def _segment(
-    inputs: Inputs,
-    around: dict[str, np.ndarray],
-    settings: Settings,
-    device: torch.device,
-    progress: Progress,
-    cache: Cache,
-) -> None:
-    """Put the boxes ``around`` and what they hold into ``inputs``; masks that are there stay."""
-    sides = [side for side in SIDES if getattr(inputs, f"{side}_box_mask") is None]
-    if sides:
-        images = [getattr(inputs, side) for side in sides]
-        key = ("boxes", content_hash(*images), _seen_as(settings), *(around[side].tobytes() for side in sides))
-        wanted = [around[side] for side in sides]
-        masks = cache.get(key, lambda: boxes.segment_boxes(images, wanted, settings, device, progress, sides))
-        for side, mask in zip(sides, masks, strict=True):
-            setattr(inputs, f"{side}_box_mask", mask)
-    for side in SIDES:
-        box = around.get(side)
-        setattr(
-            inputs, f"{side}_box", box if box is not None else boxes.box_around(getattr(inputs, f"{side}_box_mask"))
-        )
-
-
-def _seen_as(settings: Settings) -> str:
-    """The settings that decide how networks are shown the images."""
-    names = [f"{side}_{what}" for side in SIDES for what in ("intensity", "window")]
-    return str([getattr(settings, name) for name in names])
-
-
 def _look(
     inputs: Inputs,
     around: dict[str, np.ndarray] | None,
@@ -279,12 +197,12 @@ def _look(
     parts = (around is not None) + bool(settings.anatomy)
     if around is not None:
         with progress.stage("segment boxes", 1 / parts):
-            _segment(inputs, around, settings, device, progress, cache)
+            boxes.segment_into(inputs, around, settings, device, progress, cache)
     if not settings.anatomy:
         return None
     images = (inputs.fixed, inputs.moving)
     with progress.stage("predict regions", 1 / parts):
-        key = ("regions", content_hash(*images), _seen_as(settings), settings.anatomy,
+        key = ("regions", content_hash(*images), shown_by(settings), settings.anatomy,
                anatomy_fingerprint(settings.anatomy))  # fmt: skip
         return cache.get(key, lambda: predict_pair(images, settings, device, progress))
 
@@ -338,7 +256,7 @@ def _deform(
     """
     preview = _previewer(linear, progress)
     guides = any(guided) or ahead.inputs.fixed_box_mask is not None
-    wanted = str([settings.to_dict(), guided]) if guides else _preparing(settings)
+    wanted = str([settings.to_dict(), guided]) if guides else prepared_by(settings)
 
     def attempt(voxels: int) -> tuple[Pair, Deformation | None]:
         with progress.stage("prepare", 0.05):
