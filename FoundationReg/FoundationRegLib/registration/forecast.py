@@ -20,10 +20,10 @@ from .preparation import working_voxels
 from .pyramid import search_factor
 
 # Seconds on two quiet cores with the compiled kernels, by what each stage's work grows with, from the eleven cases and
-# synthetic pairs of 96 to 256 voxels cubed. How they relate to each other is what counts until `pace` knows better: the
+# synthetic pairs of 96 to 256 voxels. How they relate to each other is what counts until `pace` knows better: the
 # stages that are done set the scale.
-_START, _LINEAR, _CHECK = 0.5, 0.4, 0.12
-_PREPARE, _OUTPUT = (0.15, 6.7e-8), (0.2, 9e-8)
+_START, _LINEAR, _CHECK = 0.25, 0.1, 0.1
+_PREPARE, _OUTPUT = (0.04, 2.8e-8), (0.28, 8e-9)
 _CANDIDATE, _DESCRIBED_VOXEL = 9e-9, 5e-8
 _REFINED_VOXEL, _REFINED_NODE = 4e-7, 2.4e-6
 _MIND_CHANNELS = 6
@@ -67,8 +67,8 @@ def expected_seconds(inputs: Inputs, settings: Settings, device: torch.device, b
         stages["segment/segment boxes"] = quick * 2 * _BOX
     if settings.anatomy:
         stages["segment/predict regions"] = quick * 2 * _ANATOMY
-    stages["align/start"] = 0.1 if settings.start == "none" else _START
-    stages["align/linear"] = _LINEAR * (settings.rigid + settings.affine) / 2 + 0.1
+    stages["align/start"] = 0.05 if settings.start == "none" else _START
+    stages["align/linear"] = _LINEAR * (settings.rigid + settings.affine) / 2 + 0.05
     stages["align/check"] = _CHECK
     if not settings.deformable:
         return stages
