@@ -91,6 +91,14 @@ def phantom() -> Phantom:
     return Phantom()
 
 
+@pytest.fixture(scope="session")
+def shifted_pair(phantom):
+    """Images that are 9 mm apart, along no axis."""
+    from known_pairs import a_pair, shifted
+
+    return a_pair(phantom, shifted)
+
+
 @pytest.fixture(
     params=[
         {},

@@ -17,8 +17,8 @@ from FoundationRegLib.registration.pipeline import register
 from FoundationRegLib.slicer.client.process import WorkerProcess
 from FoundationRegLib.weights import acquisition, store, trust
 from FoundationRegLib.weights.catalogue import Entry, Weights, catalogue
+from known_pairs import MIND, SHIFT, a_pair, error_mm, shifted
 from test_encoders_own import Slices, Volumes, saved
-from test_registration import MIND, SHIFT, a_pair, error_mm, shifted
 from test_worker import wait_for
 
 NETWORK = {"width": 48, "depth": 3, "heads": 3, "patch": 8, "table": 6}
