@@ -169,12 +169,15 @@ class DescriptorPair:
             return False
         swapped = self._describe(moving, _axes(matrix) @ flip)
         fits = block_matching.search(self.fixed, swapped, 2)
-        best = max((self._refined_agreement(swapped, fit.matrix) for fit in fits), default=0.0)
-        return best > METHOD.mirror_gain * self._refined_agreement(self._turned(matrix), matrix)
+        best = max((self._refined_agreement(fit.matrix) for fit in fits), default=0.0)
+        return best > METHOD.mirror_gain * self._refined_agreement(matrix)
 
-    def _refined_agreement(self, moving: Description, matrix: np.ndarray) -> float:
-        found = block_matching.refine(self.fixed, moving, matrix)
-        return block_matching.agreement(self.fixed, moving, found)
+    def _refined_agreement(self, matrix: np.ndarray) -> float:
+        """Agreement where matched neighbourhoods take ``matrix``, which may mirror, described along the turn there."""
+        found = block_matching.refine(self.fixed, self._turned(matrix), matrix)
+        turned = self._turned(found)
+        found = block_matching.refine(self.fixed, turned, found)
+        return block_matching.agreement(self.fixed, turned, found)
 
     def search(self, progress: Progress, sure: float = 0.0) -> Fit | None:
         """The best place; where neither it nor ``sure`` is a convincing match, the moving image is turned as well.
@@ -313,8 +316,12 @@ def _joined(start: sitk.Transform, matrix: np.ndarray) -> sitk.Transform:
 
 def _axes(matrix: np.ndarray) -> np.ndarray:
     """Along which axes (3, 3) the moving side of ``matrix`` (4, 4) is described: those turned by right angles, where
-    they are near enough, so that descriptors of small turns are not made again and again."""
+    they are near enough, so that descriptors of small turns are not made again and again. Mirrored where ``matrix``
+    mirrors."""
     turn = block_matching.rotation_of(matrix)
+    if np.linalg.det(turn) < 0:
+        flip = np.diag([-1.0, 1.0, 1.0])
+        return _axes(turn @ flip) @ flip
     straight = max(block_matching.right_angles(), key=lambda other: np.sum(other * turn))
     return straight if block_matching.degrees_between(straight, turn) <= METHOD.straight_enough else turn
 
