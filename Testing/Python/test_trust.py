@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import Phantom, make_grid
+from conftest import Phantom, make_grid, rotation
 from FoundationRegLib.images.conversion import image_from_array
+from FoundationRegLib.images.transforms import affine_matrix
 from FoundationRegLib.numerics.agreement import Agreement, shifted
 from FoundationRegLib.numerics.filters import smooth
 from FoundationRegLib.registration import linear, trust
@@ -119,6 +120,23 @@ def test_an_unmirrored_phantom_is_not_reported(phantom, fixed):
     assert result.trust.verdict == "right" and result.trust.kept == "after"
     assert result.record["trust"]["score"] == pytest.approx(result.trust.score, abs=1e-3)
     assert result.quality.startswith("This looks right")
+
+
+class NearlySymmetric(Phantom):
+    """A phantom whose sides differ little, as those of a head do."""
+
+    def __call__(self, points):
+        points = np.asarray(points, float)
+        return 0.55 * super().__call__(points) + 0.45 * super().__call__(points * MIRROR)
+
+
+@pytest.mark.parametrize("mirror", [MIRROR, np.ones(3)], ids=["mirrored", "upright"])
+def test_a_mirrored_header_is_found_where_sides_are_alike_and_the_patient_is_tilted(mirror):
+    body = NearlySymmetric()
+    tilt = rotation(0, 12, 0)
+    sides = linear.prepare(seen(body, FIXED)), linear.prepare(seen(body, MOVING, lambda points: points @ tilt * mirror))
+    found, _ = linear.align_linearly(*sides, linear.start_transform(*sides))
+    assert linear.DescriptorPair(*sides).is_mirrored(affine_matrix(found)) == (mirror[0] < 0)
 
 
 def test_another_phantom_is_never_handed_over_silently(fixed):
