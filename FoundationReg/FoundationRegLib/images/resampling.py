@@ -27,11 +27,12 @@ def antialiased(image: sitk.Image, grid: Grid) -> sitk.Image:
 
 def binned(image: sitk.Image, grid: Grid, share: float = 1.0) -> sitk.Image:
     """``image`` as float, its voxels put together to blocks of their mean that are no larger than ``share`` of those of
-    ``grid`` along each axis. Where the last block of an axis is not full, the edge is repeated."""
+    ``grid`` along each axis; at least four are left, which ITK's Gaussian needs. Where the last block of an axis is not
+    full, the edge is repeated."""
     if image.GetPixelID() != sitk.sitkFloat32:
         image = sitk.Cast(image, sitk.sitkFloat32)
     size, most = np.array(image.GetSize()), share * _spacing_along(image, grid) / np.array(image.GetSpacing())
-    blocks = np.clip(np.floor(most + 1e-6).astype(int), 1, size)
+    blocks = np.clip(np.floor(most + 1e-6).astype(int), 1, np.maximum(size // 4, 1))
     if blocks.max() == 1:
         return image
     missing = (-size % blocks).tolist()

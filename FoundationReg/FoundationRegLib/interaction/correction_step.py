@@ -30,6 +30,9 @@ _FADED = 0.8
 # Within so many mm of a pair springs hold the smooth flow, at the pair so strongly; features pull with about 1.
 _HELD_MM, _SPRING = 12.0, 20.0
 _ITERATIONS = 5
+# What is left of a cell at its tightest corner at least. Flows in a box differ a little from those of the whole, which
+# must not add up to a fold over many corrections.
+_LEAST = 0.05
 # Shares of the way that are tried when all of it would fold.
 _SHARES = (1.0, 0.75, 0.5, 0.3, 0.15)
 # From this doubt on the images speak against a pair; see `preference`.
@@ -96,7 +99,7 @@ class CorrectionStep:
         self.everything, self.is_changed = everything, is_changed.to(workspace.device)
         # What the registration itself does around here, with room for where flows lead.
         self.base = workspace.found.displacement[(slice(None), *self.box)]
-        self.folded = local_flows.least_determinant(self.total(self.cut(velocity)), self.spacing) <= 0
+        self.least = local_flows.least_determinant(self.total(self.cut(velocity)), self.spacing)
 
     def cut(self, field: Tensor) -> Tensor:
         return field[(slice(None), *self.box)]
@@ -113,9 +116,9 @@ class CorrectionStep:
         return compose(self.base, exponential(velocity, step), step)
 
     def folds(self, velocity: Tensor) -> bool:
-        """Whether ``velocity`` turns a cell inside out that was not so before."""
+        """Whether ``velocity`` turns a cell inside out, or nearly, and more than it was before."""
         least = local_flows.least_determinant(self.total(velocity), self.spacing)
-        return bool(((least <= 0) & ~self.folded).any())
+        return bool(((least <= _LEAST) & (least < self.least)).any())
 
     def reset(self, velocity: Tensor) -> Tensor:
         """``velocity`` in the box, without the flow around the pairs that are gone."""
