@@ -32,7 +32,7 @@ _HELD_MM, _SPRING = 12.0, 20.0
 _ITERATIONS = 5
 # What is left of a cell at its tightest corner at least. Flows in a box differ a little from those of the whole, which
 # must not add up to a fold over many corrections.
-_LEAST = 0.05
+_LEAST = 0.02
 # Shares of the way that are tried when all of it would fold.
 _SHARES = (1.0, 0.75, 0.5, 0.3, 0.15)
 # From this doubt on the images speak against a pair; see `preference`.
@@ -116,9 +116,9 @@ class CorrectionStep:
         return compose(self.base, exponential(velocity, step), step)
 
     def folds(self, velocity: Tensor) -> bool:
-        """Whether ``velocity`` turns a cell inside out, or nearly, and more than it was before."""
+        """Whether ``velocity`` turns a cell inside out, or nearly, that was not so before and is tighter now."""
         least = local_flows.least_determinant(self.total(velocity), self.spacing)
-        return bool(((least <= _LEAST) & (least < self.least)).any())
+        return bool(((least <= _LEAST) & (least < self.least) & (self.least > 0)).any())
 
     def reset(self, velocity: Tensor) -> Tensor:
         """``velocity`` in the box, without the flow around the pairs that are gone."""
