@@ -127,7 +127,7 @@ class NearlySymmetric(Phantom):
 
     def __call__(self, points):
         points = np.asarray(points, float)
-        return 0.55 * super().__call__(points) + 0.45 * super().__call__(points * MIRROR)
+        return 0.6 * super().__call__(points) + 0.4 * super().__call__(points * MIRROR)
 
 
 @pytest.mark.parametrize("mirror", [MIRROR, np.ones(3)], ids=["mirrored", "upright"])

@@ -59,7 +59,7 @@ class MethodConstants:
             abdomen of two people, 0.12; prostates of MR and ultrasound, all wrong, 0.04 to 0.12. least_cover: share of
             the bodies that must meet for images to be left as they lie. mirror_gain: factor by which a mirrored image
             must match better to be reported; seen: mirrored headers 1.02 (two brains) to 1.48 and more, right ones up
-            to 0.93. mirror_hint: that from which this is looked at closely, before any
+            to 0.93, a symmetric average brain about 1. mirror_hint: that from which this is looked at closely, before any
             refinement; there mirrored headers gave 0.91 and more, right ones 0.33 to 0.94. clearly_safer: difference
             in failure score from which a start replaces a result.
     Preparation
@@ -99,7 +99,7 @@ class MethodConstants:
     kept_agreement: float = 0.995
     least_support: float = 0.15
     least_cover: float = 0.3
-    mirror_gain: float = 1.0
+    mirror_gain: float = 1.01
     mirror_hint: float = 0.88
     clearly_safer: float = 0.15
     least_seen: float = 0.9
