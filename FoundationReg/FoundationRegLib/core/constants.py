@@ -59,9 +59,9 @@ class MethodConstants:
             abdomen of two people, 0.12; prostates of MR and ultrasound, all wrong, 0.04 to 0.12. least_cover: share of
             the bodies that must meet for images to be left as they lie. mirror_gain: factor by which a mirrored image
             must match better to be reported; seen: mirrored headers 1.02 (two brains) to 1.48 and more, right ones up
-            to 0.93, a symmetric average brain about 1. mirror_hint: that from which this is looked at closely, before any
-            refinement; there mirrored headers gave 0.91 and more, right ones 0.33 to 0.94. clearly_safer: difference
-            in failure score from which a start replaces a result.
+            to 0.93, a symmetric average brain about 1. mirror_hint: that from which this is looked at closely, before
+            any refinement; there mirrored headers gave 0.91 and more, right ones 0.33 to 0.94. clearly_safer:
+            difference in failure score from which a start replaces a result.
     Preparation
         least_seen: share of the fixed body that the moving image must show; of less, grey values are normalised over
             what both show. Brains cut to their upper 60 and 40 % (preset fast): Dice 0.714 to 0.748 and 0.633 to 0.726,
