@@ -74,10 +74,8 @@ def lowest_correlation(products: Tensor, sigma: float, share: float = 0.1) -> fl
     for _ in range(max(1, round(1.5 * (sigma / block) ** 2))):
         products = smooth(products)
     both, first, second = products.flatten(1)
-    values, order = (both / (first * second).sqrt().clamp_min(1e-12)).sort()
-    energy = (first + second)[order].cumsum(0)
-    place = int((energy < share * energy[-1]).sum())
-    return float(values[min(place, len(values) - 1)])
+    energy = first + second
+    return _quantile(both / (first * second).sqrt().clamp_min(1e-12), energy, share) if bool(energy.any()) else 0.0
 
 
 class Agreement:
@@ -180,7 +178,7 @@ def _matched(fixed: Tensor, moving: Tensor, shared: Tensor, reach: int) -> tuple
 
 
 def _quantile(values: Tensor, weight: Tensor, share: float) -> float:
-    """The least of ``values`` that ``share`` of the ``weight`` (both D, H, W) does not exceed."""
+    """The least of ``values`` that ``share`` of the ``weight`` (of one shape) does not exceed."""
     values, weight = values[weight > 0], weight[weight > 0]
     order = values.argsort()
     below = weight[order].cumsum(0) / weight.sum()

@@ -29,6 +29,9 @@ from ..numerics.mutual_information import align
 from ..numerics.parallel import each, in_threads
 from .sides import Side, prepare
 
+# Swaps left and right.
+_MIRROR = np.diag([-1.0, 1.0, 1.0])
+
 
 def start_transform(
     fixed: Side | sitk.Image,
@@ -116,14 +119,15 @@ class DescriptorPair:
     def __init__(self, fixed: Side, moving: Side):
         self._spacing = max(float(grid_of(side.grey).spacing.max()) for side in (fixed, moving))
         self._sides = fixed, moving
+        self._along: dict[bytes, Description] = {}
 
     @cached_property
     def fixed(self) -> Description:
         return self._describe(self._sides[0])
 
-    @cached_property
+    @property
     def moving(self) -> Description:
-        return self._describe(self._sides[1])
+        return self._moving_along(np.eye(3))
 
     @cached_property
     def upright(self) -> Fit | None:
@@ -146,28 +150,33 @@ class DescriptorPair:
     def agreement(self, matrix: np.ndarray) -> float:
         return block_matching.agreement(self.fixed, self._turned(matrix), matrix)
 
+    def _moving_along(self, axes: np.ndarray) -> Description:
+        """The moving side described along ``axes`` (3, 3), once for all who ask."""
+        key = (axes.round(6) + 0.0).tobytes()  # 0.0 and -0.0 are one
+        if key not in self._along:
+            self._along[key] = self._describe(self._sides[1], axes)
+        return self._along[key]
+
     def _turned(self, matrix: np.ndarray) -> Description:
         """The moving side along the axes that ``matrix`` turns it to: descriptors tell about directions."""
-        turn = _axes(matrix)
-        return self.moving if np.allclose(turn, np.eye(3)) else self._describe(self._sides[1], turn)
+        return self._moving_along(_axes(matrix))
 
     def is_mirrored(self, matrix: np.ndarray) -> bool:
-        """Whether the descriptors match clearly better with the moving image's left and right swapped.
+        """Whether the descriptors match better with the moving image's left and right swapped.
 
         Both are refined by matched neighbourhoods, the upright one from ``matrix``, the mirrored one from its best
-        places, turned as ``matrix`` does, so that they compete on equal terms. That is left out where the mirrored one
-        is clearly worse before, on a coarser lattice.
+        places, turned as ``matrix`` does, and described along the turn that each comes to, so that they compete on
+        equal terms. That is left out where the mirrored one is clearly worse before, on a coarser lattice.
         """
         fixed, moving = self._sides
-        flip = np.diag([-1.0, 1.0, 1.0])
         turn = block_matching.rotation_of(matrix)
-        views = ((fixed, None), (moving, turn), (moving, turn @ flip))
+        views = ((fixed, None), (moving, turn), (moving, turn @ _MIRROR))
         still, upright, swapped = each(lambda view: self._describe(*view, METHOD.turned_spacing), views)
         first = next(iter(block_matching.search(still, swapped, 1)), None)
         hint = METHOD.mirror_hint * block_matching.agreement(still, upright, matrix)
         if first is None or first.score < hint:
             return False
-        swapped = self._describe(moving, _axes(matrix) @ flip)
+        swapped = self._moving_along(_axes(matrix) @ _MIRROR)
         fits = block_matching.search(self.fixed, swapped, 2)
         best = max((self._refined_agreement(fit.matrix) for fit in fits), default=0.0)
         return best > METHOD.mirror_gain * self._refined_agreement(matrix)
@@ -214,7 +223,7 @@ class DescriptorPair:
                 improve(block_matching.slants(best, METHOD.slant / 2, about=1), 1.0)
         if np.allclose(best, np.eye(3)):
             return upright
-        return next(iter(block_matching.search(self.fixed, self._describe(moving, best), 1)), upright)
+        return next(iter(block_matching.search(self.fixed, self._moving_along(best), 1)), upright)
 
     def refined(self, matrix: np.ndarray, affine: bool, progress: Progress) -> np.ndarray:
         found = block_matching.refine(self.fixed, self._turned(matrix), matrix, affine=affine, check=progress.check)
@@ -320,8 +329,7 @@ def _axes(matrix: np.ndarray) -> np.ndarray:
     mirrors."""
     turn = block_matching.rotation_of(matrix)
     if np.linalg.det(turn) < 0:
-        flip = np.diag([-1.0, 1.0, 1.0])
-        return _axes(turn @ flip) @ flip
+        return _axes(turn @ _MIRROR) @ _MIRROR
     straight = max(block_matching.right_angles(), key=lambda other: np.sum(other * turn))
     return straight if block_matching.degrees_between(straight, turn) <= METHOD.straight_enough else turn
 
